@@ -1,0 +1,1 @@
+"""Registered runs: functions that return a task. Values only, no logic."""

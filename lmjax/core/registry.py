@@ -1,0 +1,97 @@
+"""The experiment registry: a name -> the function in `experiments/` that returns its task.
+
+Names are read from the source of the package without importing it, so that listing a hundred
+experiments costs milliseconds and choosing one imports that one's module alone.
+"""
+
+import ast
+import functools
+import importlib
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import lmjax
+from lmjax.core.errors import UserError, nearest
+from lmjax.core.task import Task
+
+T = TypeVar('T', bound=Task)
+
+
+def experiment(function: Callable[[], T]) -> Callable[[], T]:
+  """Registers `function`, which takes nothing and returns a task, under its own name."""
+  if not (function.__doc__ or '').strip():
+    raise TypeError(
+      f'experiment {function.__name__} needs a docstring: its first line is shown by --list'
+    )
+  return function
+
+
+class Entry(NamedTuple):
+  """Where an experiment is and its one line of description."""
+
+  module: str
+  line: str
+
+
+@functools.cache
+def entries() -> dict[str, Entry]:
+  """Every registered experiment by name."""
+  found: dict[str, Entry] = {}
+  for path in sorted(_folder().glob('*.py')):
+    for node in ast.parse(path.read_text()).body:
+      if isinstance(node, ast.FunctionDef) and _is_registered(node):
+        if node.name in found:
+          raise TypeError(
+            f'experiment {node.name} is in {found[node.name].module} and in {path.stem}'
+          )
+        line = (ast.get_docstring(node) or '').split('\n')[0]
+        found[node.name] = Entry(f'experiments.{path.stem}', line)
+  return found
+
+
+def find(name: str) -> Task:
+  """The task of experiment `name`, or of `package.module:function`."""
+  module, colon, function = name.partition(':')
+  if not colon:
+    if name not in entries():
+      raise UserError(f'unknown experiment {name!r}: {nearest(name, entries())}')
+    module, function = entries()[name].module, name
+  try:
+    build = getattr(importlib.import_module(module), function)
+  except ModuleNotFoundError as error:
+    if error.name is None or not module.startswith(error.name):
+      raise
+    raise UserError(
+      f'--experiment={name}: there is no module {module!r} on the Python path'
+    ) from None
+  except AttributeError:
+    raise UserError(f'--experiment={name}: module {module} has no function {function!r}') from None
+  task = build()
+  if not isinstance(task, Task):
+    raise UserError(f'--experiment={name}: {function} returned {type(task).__name__}, not a Task')
+  return task
+
+
+def _folder() -> Path:
+  """The `experiments` package that ships with lmjax, refused when a folder of the user's hides it."""
+  ours = Path(lmjax.__file__).resolve().parent.parent / 'experiments'
+  found = importlib.util.find_spec('experiments')
+  if found is None or found.origin is None or Path(found.origin).resolve().parent != ours:
+    where = (
+      found and (found.origin or list(found.submodule_search_locations or ['?'])[0])
+    ) or 'nowhere'
+    raise UserError(
+      f"Python finds 'experiments' in {where}, which hides lmjax's own in {ours}: "
+      'run from another folder, or rename yours and pass --experiment=your_package.module:function'
+    )
+  return ours
+
+
+def _is_registered(node: ast.FunctionDef) -> bool:
+  return any(
+    (isinstance(mark, ast.Name) and mark.id == 'experiment')
+    or (isinstance(mark, ast.Attribute) and mark.attr == 'experiment')
+    for mark in node.decorator_list
+  )

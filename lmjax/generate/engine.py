@@ -1,0 +1,95 @@
+"""Generation with a key/value cache: one prefill, then one token at a time, all in one jit.
+
+Knows nothing about text: token ids in, token ids out. B batch, L prompt length, M cache slots.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmjax.core.types import Params
+from lmjax.generate.sampler import Sampler, row_keys
+from lmjax.models.transformer import Decoder
+
+# Prompts are padded to a multiple of it, so that few lengths compile.
+_BUCKET = 32
+
+
+def generate(
+  model: Decoder,
+  params: Params,
+  prompts: Sequence[np.ndarray],
+  *,
+  sampler: Sampler,
+  max_tokens: int,
+  end: int,
+  vocab: int,
+  seed: int,
+) -> list[np.ndarray]:
+  """Continues every prompt until its end token or `max_tokens`.
+
+  Args:
+    prompts: i32 token ids each, at least one (the start token).
+    max_tokens: tokens to add to each prompt at most.
+    end: the token that ends a row.
+    vocab: ids from here on are padding of the model's table and are never drawn.
+    seed: the draw of row b at position p uses fold_in(fold_in(key(seed), b), p).
+
+  Returns:
+    The new tokens of every row, without the end token.
+  """
+  lengths_B = np.array([len(prompt) for prompt in prompts], np.int32)
+  width = -(-int(lengths_B.max()) // _BUCKET) * _BUCKET
+  tokens_BL = np.zeros((len(prompts), width), np.int32)
+  for row, prompt in enumerate(prompts):
+    tokens_BL[row, : len(prompt)] = prompt
+  new_BM = np.asarray(
+    _generate(
+      model, sampler, max_tokens, end, vocab, params, tokens_BL, lengths_B, jax.random.key(seed)
+    )
+  )
+  stops = [np.flatnonzero(row == end) for row in new_BM]
+  return [row[: stop[0]] if len(stop) else row for row, stop in zip(new_BM, stops, strict=True)]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _generate(model, sampler, max_tokens, end, vocab, params, tokens_BL, lengths_B, seed):
+  B, L = tokens_BL.shape
+  rows_B = jnp.arange(B)
+  logits_BV, cache = _prefill(model, params, tokens_BL, lengths_B, L + max_tokens)
+  draw = lambda logits_BV, places_B: sampler(logits_BV[:, :vocab], row_keys(seed, rows_B, places_B))
+
+  def more(carry):
+    i, _, _, _, ended_B = carry
+    return (i < max_tokens) & ~jnp.all(ended_B)
+
+  def step(carry):
+    i, logits_BV, cache, new_BM, ended_B = carry
+    token_B = jnp.where(ended_B, end, draw(logits_BV, lengths_B + i))
+    new_BM = new_BM.at[:, i].set(token_B)
+    logits_BV, cache = decode(model, params, token_B, lengths_B + i, cache)
+    return i + 1, logits_BV, cache, new_BM, ended_B | (token_B == end)
+
+  start = (0, logits_BV, cache, jnp.full((B, max_tokens), end, jnp.int32), jnp.zeros(B, bool))
+  return jax.lax.while_loop(more, step, start)[3]
+
+
+def _prefill(model: Decoder, params: Params, tokens_BL, lengths_B, slots: int):
+  """Logits f32 [B, V] after each prompt's last token, and the filled cache."""
+  B, L = tokens_BL.shape
+  positions_BL = jnp.broadcast_to(jnp.arange(L)[None], (B, L))
+  segments_BL = (positions_BL < lengths_B[:, None]).astype(jnp.int32)
+  cache = model.init_cache(B, slots)
+  output = model.apply(params, tokens_BL, segments_BL, positions_BL, cache)
+  last_B1D = jnp.take_along_axis(output.hidden_BLD, (lengths_B - 1)[:, None, None], axis=1)
+  return model.logits(params, last_B1D)[:, 0], output.cache
+
+
+def decode(model: Decoder, params: Params, token_B, position_B, cache):
+  """Logits f32 [B, V] after one more token of every row, and the cache with it written."""
+  ones_B1 = jnp.ones((token_B.shape[0], 1), jnp.int32)
+  output = model.apply(params, token_B[:, None], ones_B1, position_B[:, None], cache)
+  return model.logits(params, output.hidden_BLD)[:, 0], output.cache

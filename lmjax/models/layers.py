@@ -1,0 +1,112 @@
+"""What every model is made of: named weights, the norm and the dense feed-forward.
+
+D width, F mlp hidden, H query heads, G key/value heads, K head dim.
+"""
+
+import math
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lmjax.core.config import Config, leaf
+from lmjax.ops.dot import dot
+from lmjax.ops.norm import rms_norm
+
+# Dimensions that a matrix sums over when it stands first, and never its batch.
+_BATCH_DIMS = ('expert', 'layers')
+
+MLP_ACTIVATIONS = {
+  'swiglu': lambda gate, up: jax.nn.silu(gate) * up,
+  'geglu': lambda gate, up: jax.nn.gelu(gate, approximate=True) * up,
+  'relu2': lambda gate, up: jnp.square(jax.nn.relu(up)),
+  'gelu': lambda gate, up: jax.nn.gelu(up, approximate=True),
+}
+ungated = ('relu2', 'gelu')
+
+
+class Norm(Config):
+  """Root-mean-square normalisation."""
+
+  eps: float = leaf(1e-6, 'Added to the mean square.', above=0.0)
+  scale: Literal['one', 'offset', 'none'] = leaf(
+    'one', 'Learnt factors: one: start at 1; offset: 1 + w (Gemma); none: no factors.'
+  )
+
+
+class RmsNorm(nn.Module):
+  """`Norm` over the last dimension, of size `size`."""
+
+  config: Norm
+  size: int
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    scale_D = None
+    if self.config.scale != 'none':
+      one = self.config.scale == 'one'
+      start = nn.initializers.ones_init() if one else nn.initializers.zeros_init()
+      scale_D = self.param(
+        'scale', nn.with_partitioning(start, ('norm',)), (self.size,), jnp.float32
+      )
+      scale_D = scale_D if one else 1.0 + scale_D
+    return rms_norm(x, scale_D, eps=self.config.eps)
+
+
+def weight(
+  module: nn.Module,
+  name: str,
+  shape: tuple[int, ...],
+  dims: tuple[str | None, ...],
+  *,
+  inputs: int = 1,
+  output: bool = False,
+) -> jax.Array:
+  """Declares an f32 matrix in einsum's shape.
+
+  Args:
+    dims: its dimension names, leading 'expert' first if it has one.
+    inputs: how many dimensions (after 'expert') it sums over.
+    output: writes to the residual stream, and so starts at zero (Zhang et al. 2019,
+      arXiv:1901.09321, Fixup): every block begins as the identity.
+  """
+  first = sum(dim in _BATCH_DIMS for dim in dims[:1])
+  fan_in = math.prod(shape[first : first + inputs])
+  start = nn.initializers.normal(fan_in**-0.5)
+  if output:
+    start = nn.initializers.zeros_init()
+  return module.param(name, nn.with_partitioning(start, dims), shape, jnp.float32)
+
+
+def bias(module: nn.Module, name: str, shape: tuple[int, ...], dims: tuple[str, ...]) -> jax.Array:
+  """Declares an f32 bias that starts at zero."""
+  start = nn.with_partitioning(nn.initializers.zeros_init(), dims)
+  return module.param(name, start, shape, jnp.float32)
+
+
+class Mlp(nn.Module):
+  """Dense feed-forward: down(activation(gate x, up x)), f32 [B, L, D]."""
+
+  width: int
+  mlp: int
+  activation: str
+  biased: bool
+  dtype: str
+
+  @nn.compact
+  def __call__(self, x_BLD: jax.Array) -> jax.Array:
+    D, F = self.width, self.mlp
+    gate_BLF = None
+    if self.activation not in ungated:
+      gate_DF = weight(self, 'gate', (D, F), ('embed', 'mlp'))
+      gate_BLF = dot('BLD,DF->BLF', x_BLD, gate_DF, self.dtype)
+    up_BLF = dot('BLD,DF->BLF', x_BLD, weight(self, 'up', (D, F), ('embed', 'mlp')), self.dtype)
+    if self.biased:
+      up_BLF += bias(self, 'up_bias', (F,), ('mlp',))[None, None]
+    hidden_BLF = MLP_ACTIVATIONS[self.activation](gate_BLF, up_BLF).astype(self.dtype)
+    down_FD = weight(self, 'down', (F, D), ('mlp', 'embed'), output=True)
+    y_BLD = dot('BLF,FD->BLD', hidden_BLF, down_FD, self.dtype)
+    if self.biased:
+      y_BLD += bias(self, 'down_bias', (D,), ('norm',))[None, None]
+    return y_BLD

@@ -1,0 +1,95 @@
+"""Cross-entropy over a large vocabulary, a chunk of positions at a time.
+
+B batch, L length, D width, V vocab. Knows nothing of the model: logits come from a function.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from lmjax.core.types import Mean, Params
+
+LogitsFunction = Callable[[Params, jax.Array], jax.Array]
+
+
+def cross_entropy(
+  logits_of: LogitsFunction,
+  head: Params,
+  hidden_BLD: jax.Array,
+  targets_BL: jax.Array,
+  weights_BL: jax.Array,
+  *,
+  chunk: int,
+  z_loss: float = 0.0,
+) -> Mean:
+  """Weighted sum of -log softmax(logits)[target] (+ z_loss * logsumexp^2), f32 nats.
+
+  The z-loss is PaLM's (arXiv:2204.02311, section 5). Each chunk's gradient is taken while its logits
+  exist, so B x L x V is never in memory and no logits are computed twice: 2.2x on a whole step of
+  4,096 tokens on 2 CPU cores.
+
+  Args:
+    logits_of: (head, hidden_BLD) -> f32 logits_BLV.
+    head: the parameters that `logits_of` reads; gradients flow to them and to hidden_BLD.
+    weights_BL: f32, 0 where a position has no loss.
+    chunk: positions of a row at a time; L when it does not divide L.
+  """
+  L = hidden_BLD.shape[1]
+  size = chunk if 0 < chunk < L and L % chunk == 0 else L
+  total = _total(logits_of, size, z_loss, head, hidden_BLD, targets_BL, weights_BL)
+  return Mean(total, jnp.sum(weights_BL))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _total(logits_of, size, z_loss, head, hidden_BLD, targets_BL, weights_BL):
+  loss = functools.partial(_chunk_loss, logits_of, z_loss)
+  body = lambda total, chunk: (total + loss(head, *chunk), None)
+  chunks = _split(size, hidden_BLD, targets_BL, weights_BL)
+  return jax.lax.scan(body, jnp.zeros((), weights_BL.dtype), chunks)[0]
+
+
+def _forward(logits_of, size, z_loss, head, hidden_BLD, targets_BL, weights_BL):
+  loss_and_grads = jax.value_and_grad(
+    functools.partial(_chunk_loss, logits_of, z_loss), argnums=(0, 1)
+  )
+
+  def body(carry, chunk):
+    total, head_grads = carry
+    loss, (dhead, dhidden) = loss_and_grads(head, *chunk)
+    return (total + loss, jax.tree.map(jnp.add, head_grads, dhead)), dhidden
+
+  start = (jnp.zeros((), weights_BL.dtype), jax.tree.map(jnp.zeros_like, head))
+  chunks = _split(size, hidden_BLD, targets_BL, weights_BL)
+  (total, dhead), dhidden = jax.lax.scan(body, start, chunks)
+  return total, (dhead, dhidden.swapaxes(0, 1).reshape(hidden_BLD.shape))
+
+
+def _backward(logits_of, size, z_loss, residuals, scale):
+  dhead, dhidden_BLD = jax.tree.map(lambda grad: grad * scale.astype(grad.dtype), residuals)
+  return dhead, dhidden_BLD, None, None
+
+
+_total.defvjp(_forward, _backward)
+
+
+def _split(size: int, *arrays: jax.Array):
+  """[B, L, ...] -> [L / size, B, size, ...]: along the length, since the batch may be sharded."""
+  cut = lambda x: x.reshape(x.shape[0], -1, size, *x.shape[2:]).swapaxes(0, 1)
+  return tuple(cut(x) for x in arrays)
+
+
+def _chunk_loss(logits_of, z_loss, head, hidden_BLD, targets_BL, weights_BL):
+  logits_BLV = logits_of(head, hidden_BLD)
+  logsumexp_BL = jax.nn.logsumexp(logits_BLV, axis=-1)
+  loss_BL = logsumexp_BL - target_logits(logits_BLV, targets_BL)
+  if z_loss:
+    loss_BL += z_loss * jnp.square(logsumexp_BL)
+  return jnp.sum(loss_BL * weights_BL)
+
+
+def target_logits(logits_BLV: jax.Array, targets_BL: jax.Array) -> jax.Array:
+  """logits[..., target] as a masked sum, which stays local when V is sharded (a gather would not)."""
+  ids_11V = jnp.arange(logits_BLV.shape[-1])[None, None, :]
+  return jnp.sum(jnp.where(ids_11V == targets_BL[:, :, None], logits_BLV, 0.0), axis=-1)

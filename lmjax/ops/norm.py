@@ -1,0 +1,22 @@
+"""Root-mean-square normalisation. D is the normalised dimension, any others lead."""
+
+import jax
+import jax.numpy as jnp
+
+
+def rms_norm(x: jax.Array, scale_D: jax.Array | None, *, eps: float) -> jax.Array:
+  """RMSNorm, Zhang & Sennrich 2019 (arXiv:1910.07467) eq. 4: x / sqrt(mean(x^2) + eps) * scale.
+
+  Args:
+    x: [..., D], any float dtype; the arithmetic is f32.
+    scale_D: f32 factors, or None for none.
+    eps: added to the mean square, > 0.
+
+  Returns:
+    The normalised x in its own dtype.
+  """
+  x_f32 = x.astype(jnp.float32)
+  y = x_f32 * jax.lax.rsqrt(jnp.mean(jnp.square(x_f32), axis=-1, keepdims=True) + eps)
+  if scale_D is not None:
+    y = y * scale_D.reshape((1,) * (y.ndim - 1) + scale_D.shape)
+  return y.astype(x.dtype)

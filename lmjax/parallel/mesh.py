@@ -1,0 +1,72 @@
+"""The device mesh: six named axes, size 1 = off. The only place that makes one.
+
+Knows nothing of models: which tensor dimension goes on which axis stands in `sharding`.
+"""
+
+import math
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import AbstractMesh, AxisType
+
+from lmjax.core.config import Config, fields, leaf
+from lmjax.core.errors import UserError
+
+AXES = ('data', 'fsdp', 'expert', 'context', 'tensor', 'pipe')
+_LANDED = ('data', 'fsdp', 'tensor')
+
+
+class Mesh(Config):
+  """How many ways each kind of parallelism splits the work; the product is the devices used."""
+
+  data: int = leaf(1, 'Replicas, each with its share of the batch.', low=1, run=True)
+  fsdp: int = leaf(1, 'Shards of the batch and of parameters and moments.', low=1, run=True)
+  expert: int = leaf(1, 'Shards of the experts.', low=1, run=True)
+  context: int = leaf(1, 'Shards of the sequence length.', low=1, run=True)
+  tensor: int = leaf(1, 'Shards of heads, MLP and vocabulary.', low=1, run=True)
+  pipe: int = leaf(1, 'Stages of layers.', low=1, run=True)
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    for axis in AXES:
+      if axis not in _LANDED and self.sizes[axis] > 1:
+        raise UserError(
+          f'mesh.{axis}={self.sizes[axis]}: this axis is not built yet, allowed is 1: '
+          f'use {", ".join(_LANDED)}'
+        )
+
+  @property
+  def sizes(self) -> dict[str, int]:
+    return {field.name: getattr(self, field.name) for field in fields(self)}
+
+  @property
+  def devices(self) -> int:
+    return math.prod(self.sizes.values())
+
+  def build(self) -> jax.sharding.Mesh:
+    """A mesh over this machine's devices; UserError where there are too few."""
+    here = jax.devices()
+    if self.devices > len(here):
+      raise UserError(
+        f'mesh {self} needs {self.devices} devices, here are {len(here)}: '
+        f'pass mesh sizes whose product is {len(here)} or less'
+      )
+    if self.devices < len(here) and here[0].platform != 'cpu':
+      logging.warning(
+        '%d of %d devices stay idle: pass --mesh.data=%d to use them all',
+        len(here) - self.devices,
+        len(here),
+        self.data * (len(here) // self.devices),
+      )
+    shape = tuple(self.sizes.values())
+    grid = np.asarray(here[: self.devices]).reshape(shape)
+    return jax.sharding.Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+  def abstract(self) -> AbstractMesh:
+    """The same mesh without devices, for tracing at a size that no machine here has."""
+    return AbstractMesh(tuple(self.sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+  def __str__(self) -> str:
+    used = [f'{axis}={size}' for axis, size in self.sizes.items() if size > 1]
+    return ' x '.join(used) or 'of one device'

@@ -1,0 +1,121 @@
+"""The main job: from posts to a trained language model, in one task that can be stopped anywhere."""
+
+import sys
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import jax
+
+from lmjax.checkpoint.store import Checkpoint
+from lmjax.core.config import leaf, part
+from lmjax.core.errors import UserError
+from lmjax.core.metrics import Writers
+from lmjax.core.task import Report, Task
+from lmjax.data.sources import Posts
+from lmjax.data.split import Split
+from lmjax.data.tokenizer import TokenizerConfig
+from lmjax.generate.sampler import Sampler
+from lmjax.models.transformer import Decoder
+from lmjax.objectives.language import Language
+from lmjax.optim.optimizer import AdamW, Optimizer
+from lmjax.parallel.mesh import Mesh
+from lmjax.parallel.sharding import check_mesh
+from lmjax.train import results
+from lmjax.train.guard import EXIT_SAVED, Guard
+from lmjax.train.job import Job
+
+
+class Pretrain(Task):
+  """Trains a decoder on posts, evaluates it on held-out ones and generates a few."""
+
+  resumes: ClassVar[bool] = True
+
+  steps: int = leaf(1000, 'Updates of the whole run; the schedule spans them.', low=1)
+  stop_at: int | None = leaf(
+    None, 'Stop cleanly after this step, schedule unchanged; none: run to the end.', low=1, run=True
+  )
+  batch: int = leaf(16, 'Rows a step, all devices together.', low=1)
+  length: int = leaf(128, 'Positions of a row, in tokens.', low=2)
+  accumulate: int = leaf(1, 'Microbatches a step, one after another, to save memory.', low=1)
+  seed: int = leaf(0, 'Of the first weights and the order of the data.', low=0)
+  source: Posts = part(Posts(), 'What to train on.', inline=True)
+  mixture: str = leaf('', 'A JSON file of sources and weights, in place of --posts.')
+  split: Split = part(Split(), 'What is held out.')
+  text: TokenizerConfig = part(TokenizerConfig(), 'How text becomes tokens.', inline=True)
+  packing: Literal['best_fit', 'split'] = leaf(
+    'best_fit', 'Whole posts in the fullest row with room, or one after another and cut.'
+  )
+  model: Decoder = part(Decoder(), 'What is trained.')
+  objective: Language = part(Language(), 'What it is trained for.')
+  optimizer: Optimizer = part(AdamW(), 'How it moves.')
+  mesh: Mesh = part(Mesh(), 'How work is split over devices.', run=True)
+  checkpoint: Checkpoint = part(Checkpoint(), 'When the state is saved.', run=True)
+  writers: Writers = part(Writers(), 'Where metrics go.', run=True)
+  evaluate_every: int = leaf(200, 'Steps between evaluations on held-out posts.', low=1, run=True)
+  evaluate_posts: int = leaf(
+    500, 'Held-out posts of such an evaluation; the last uses all.', low=1, run=True
+  )
+  samples: int = leaf(5, 'Posts to generate at the end.', low=0, run=True)
+  sampler: Sampler = part(Sampler(), 'How their tokens are drawn.', run=True)
+  profile_steps: str = leaf(
+    '', 'FIRST:LAST, steps to write a profiler trace of; empty = none.', run=True
+  )
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    ways = self.accumulate
+    if self.batch % ways:
+      raise UserError(
+        f'batch={self.batch} is not a multiple of accumulate={ways}: the nearest are '
+        f'{max(1, self.batch // ways) * ways} and {(self.batch // ways + 1) * ways}'
+      )
+    if (
+      self.text.tokenizer
+      and self.model.vocab is None
+      and self.text.vocab != TokenizerConfig().vocab
+    ):
+      raise UserError(
+        '--tokenizer and --vocab contradict: a file has its own vocabulary, drop --vocab'
+      )
+    check_mesh(self.mesh.sizes, self.model, self.batch // self.accumulate, self.accumulate)
+    profile_range(self.profile_steps)
+
+  @property
+  def last_step(self) -> int:
+    """Where this start of the run stops."""
+    return self.steps if self.stop_at is None else min(self.steps, self.stop_at)
+
+  def run(self, workdir: Path) -> Report:
+    """Trains from the newest checkpoint in `workdir`, or anew, to `last_step`.
+
+    Exits with code 75 when a signal stopped it, after saving.
+    """
+    finished = results.finished_report(workdir, self.last_step)
+    if finished is not None:
+      print(f'This run is finished, at step {finished["steps"]:,}.')
+      print(results.closing_text(finished, workdir))
+      return finished
+    with Guard() as guard, Job(self, workdir, guard) as job:
+      state, first = job.start()
+      print(job.header(first), flush=True)
+      batches = job.batches(first, self.last_step)
+      with jax.set_mesh(job.mesh):
+        train_step = job.compile_step(state)
+        state, step = job.loop(train_step).run(state, batches, first, self.last_step)
+      if guard.stop_requested:
+        job.close()
+        print(f'\nlmjax: saved at step {step:,}; run the same command to go on', file=sys.stderr)
+        sys.exit(EXIT_SAVED)
+      report = results.conclude(job, state, step)
+    print(results.closing_text(report, workdir))
+    return report
+
+
+def profile_range(text: str) -> tuple[int, int] | None:
+  """(first, last) of `FIRST:LAST`, None of nothing."""
+  if not text:
+    return None
+  first, colon, last = text.partition(':')
+  if not (colon and first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
+    raise UserError(f'profile_steps={text!r}: expected FIRST:LAST, two steps such as 10:15')
+  return int(first), int(last)

@@ -1,0 +1,145 @@
+"""The end of a run: the held-out figure beside its baselines, a few posts, and the report."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from lmjax.core import tree
+from lmjax.core.task import Report
+from lmjax.data.shards import Shards
+from lmjax.data.split import Part
+from lmjax.train.baselines import Posts, baselines
+from lmjax.train.sample import draw_texts
+from lmjax.train.state import TrainState
+
+if TYPE_CHECKING:
+  from lmjax.train.job import Job
+
+_SAMPLE_TOKENS = 120
+
+
+def finished_report(workdir: Path, last_step: int) -> Report | None:
+  """The report of a run that has come as far as it is asked to, or None."""
+  path = workdir / 'report.json'
+  if not path.exists():
+    return None
+  report = json.loads(path.read_text(encoding='utf-8'))
+  return report if report['steps'] >= last_step else None
+
+
+def conclude(job: 'Job', state: TrainState, step: int) -> Report:
+  """Evaluates on all held-out posts, generates, and gathers what the report holds."""
+  posts = list(job.held_out())
+  with job.ledger.measure('evaluation'):
+    print('evaluating on all held-out posts ...', flush=True)
+    bits = job.evaluator.bits_per_byte(state.params, posts)
+    bits_without_urls = job.evaluator.bits_per_byte_without_urls(state.params, posts)
+    print('computing the baselines ...', flush=True)
+    train, held_out = (_gather(job.shards, part) for part in ('train', 'held_out'))
+    base = baselines(train, held_out, job.tokenizer.vocab)
+    samples = (
+      draw_texts(
+        job.model,
+        state.params,
+        job.tokenizer,
+        prompts=[''] * job.task.samples,
+        sampler=job.task.sampler,
+        max_tokens=_SAMPLE_TOKENS,
+        seed=job.task.seed,
+      )
+      if job.task.samples
+      else []
+    )
+  job.close()
+  metrics = _read_metrics(job.workdir / 'metrics.jsonl')
+  return {
+    'params': tree.count(state.params),
+    'steps': step,
+    'tokens': int(sum(line['tokens'] for line in metrics)),
+    'loss': metrics[-1]['loss'],
+    'skipped': metrics[-1]['skipped'],
+    **_timing(job, metrics),
+    'bits_per_byte': bits,
+    'bits_per_byte_without_urls': bits_without_urls,
+    'baseline_bits_per_byte': base,
+    'rows': _total_rows(job.shards),
+    'data': [shards.sha256 for shards in job.shards],
+    'checkpoint': {'path': str(job.workdir / 'checkpoints' / str(step)), 'step': step},
+    'parameters_sha256': tree.sha256(tree.stack(jax.device_get(state.params))),
+    'samples': samples,
+  }
+
+
+def _timing(job: 'Job', metrics: list[dict[str, Any]]) -> Report:
+  """Speeds over the time spent training: computing, waiting for data and saving."""
+  from lmjax.core.clock import peak_flops
+
+  ledger = job.ledger.summary()
+  seconds = ledger['compute'] + ledger['data'] + ledger['checkpoint']
+  tokens = sum(line['tokens'] for line in metrics)
+  return {
+    'train_seconds': seconds,
+    'tokens_per_second': tokens / seconds,
+    'mfu': tokens / seconds * job.flops_per_token / peak_flops()[0],
+    'data_wait_fraction': ledger['data'] / seconds,
+    'first_loss_seconds': job.first_loss.seconds,
+    'seconds': ledger['wall'],
+    'ledger': ledger,
+  }
+
+
+def _read_metrics(path: Path) -> list[dict[str, Any]]:
+  with path.open(encoding='utf-8') as lines:
+    return [json.loads(line) for line in lines]
+
+
+def _gather(shards: list[Shards], part: Part) -> Posts:
+  """All posts of a part, as the baselines take them."""
+  posts = [post for one in shards for post in one.read(part, range(one.posts(part)))]
+  tokenizer = shards[0].tokenizer
+  lengths = np.array([len(post) for post in posts], np.int64)
+  tokens = np.concatenate(posts).astype(np.int64)
+  return Posts(tokens, lengths, [tokenizer.decode(post) for post in posts])
+
+
+def _total_rows(shards: list[Shards]) -> dict[str, Any]:
+  """Row counts of all sources together."""
+  rows = [one.manifest['rows'] for one in shards]
+  total = {key: sum(one[key] for one in rows) for key in ('in', 'used', 'held_out')}
+  reasons = sorted({reason for one in rows for reason in one['dropped']})
+  return total | {'dropped': {r: sum(one['dropped'].get(r, 0) for one in rows) for r in reasons}}
+
+
+def closing_text(report: Report, workdir: Path) -> str:
+  """The table, the samples, where everything is, and what to try next."""
+  base = report['baseline_bits_per_byte']
+  rows = [
+    ('this model', report['bits_per_byte']),
+    ('Kneser-Ney 5-gram', base['kneser_ney']),
+    ('LZMA', base['lzma']),
+    ('order-0', base['order0']),
+  ]
+  run = 'python -m lmjax.main --experiment='
+  lines = [
+    '',
+    f'held-out posts           bits per byte   ({report["rows"]["held_out"]:,} posts)',
+    *(f'  {name:22} {bits:13.3f}' for name, bits in rows),
+    f'  {"this model, no URLs":22} {report["bits_per_byte_without_urls"]:13.3f}',
+    '',
+    f'{report["steps"]:,} steps, {report["tokens"]:,} tokens in {report["train_seconds"]:.0f} s of '
+    f'training: {report["tokens_per_second"]:,.0f} tokens/s, MFU {report["mfu"]:.1%}',
+    '',
+    'generated:',
+    *(f'  - {" ".join(text.split())}' for text in report['samples']),
+    '',
+    f'written to {workdir}: report.json, metrics.jsonl, tensorboard/, checkpoints/, config.json, '
+    'tokenizer.json',
+    'next:',
+    f'  {run}posts_sample --checkpoint={workdir} --prompt="New study"',
+    f'  {run}posts_tiny --posts="FILES" --workdir=runs/mine',
+    f'  {run}posts_moe_tiny',
+  ]
+  return '\n'.join(lines)

@@ -1,0 +1,91 @@
+"""The state of a run: what a step reads and writes, how it starts, and where its arrays live."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding
+
+from lmjax.core.types import Params
+from lmjax.models.transformer import Decoder
+from lmjax.parallel import sharding
+
+
+@flax.struct.dataclass
+class TrainState:
+  """Everything that a step changes.
+
+  Attributes:
+    step: i32[], steps taken.
+    skipped: i32[], of them those whose update was not finite and was left out.
+    params: nested dict of f32 arrays.
+    opt_state: optax's.
+    rng: key of the run; a step folds its number in.
+  """
+
+  step: jax.Array
+  skipped: jax.Array
+  params: Params
+  opt_state: Any
+  rng: jax.Array
+
+
+def init_state(model: Decoder, tx: optax.GradientTransformation, seed: int) -> TrainState:
+  """The state before the first step, a pure function of the seed."""
+  rng = jax.random.key(seed)
+  params = model.init(jax.random.fold_in(rng, 0))
+  zero = jnp.zeros((), jnp.int32)
+  return TrainState(zero, zero, params, tx.init(params), jax.random.key_data(rng))
+
+
+def state_dims(model: Decoder, tx: optax.GradientTransformation) -> TrainState:
+  """The dimension names of every array of the state: moments are laid out as their parameters."""
+  dims = model.dims()
+  state = jax.eval_shape(lambda: init_state(model, tx, 0))
+  moments = optax.tree.map_params(
+    tx,
+    _moment_dims,
+    state.opt_state,
+    dims,
+    state.params,
+    transform_non_params=lambda leaf: (None,) * leaf.ndim,
+    is_leaf=lambda node: isinstance(node, optax.MaskedNode),
+  )
+  return TrainState((), (), dims, moments, (None,))
+
+
+def _moment_dims(moment: Any, names: sharding.Dims, param: jax.ShapeDtypeStruct) -> Any:
+  """A moment of its parameter's shape is laid out alike; a factored one (Adafactor) is replicated."""
+  if isinstance(moment, optax.MaskedNode):
+    return moment
+  return names if moment.shape == param.shape else (None,) * moment.ndim
+
+
+def make_state(
+  model: Decoder, tx: optax.GradientTransformation, seed: int, mesh: jax.sharding.Mesh
+) -> TrainState:
+  """`init_state` with every array born on its shards; run outside an active mesh context."""
+  return jax.jit(
+    lambda: init_state(model, tx, seed), out_shardings=state_shardings(model, tx, mesh)
+  )()
+
+
+def state_shardings(
+  model: Decoder, tx: optax.GradientTransformation, mesh: jax.sharding.Mesh
+) -> TrainState:
+  return sharding.shardings(mesh, state_dims(model, tx))
+
+
+def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+  return NamedSharding(mesh, sharding.spec(('batch', 'length')))
+
+
+def abstract_state(
+  model: Decoder, tx: optax.GradientTransformation, mesh: jax.sharding.Mesh
+) -> TrainState:
+  """Shapes, dtypes and shardings of the state, without any memory: what a restore fills."""
+  shapes = jax.eval_shape(lambda: init_state(model, tx, 0))
+  place = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+  return jax.tree.map(place, shapes, state_shardings(model, tx, mesh))
