@@ -127,4 +127,4 @@ def _commit() -> str | None:
     found = subprocess.run(command, capture_output=True, text=True, timeout=10)
   except (OSError, subprocess.TimeoutExpired):
     return None
-  return found.stdout.strip() or None
+  return found.stdout.strip() if found.returncode == 0 else None

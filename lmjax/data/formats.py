@@ -262,7 +262,7 @@ class _RecordLines:
     return line
 
   def end_record(self, reread: bool = False) -> int:
-    """Starts the next record, after the first line of this one if `reread`; this one's line number."""
+    """Starts the next record, behind the first line of this one if `reread`; its line number."""
     if reread:
       self._again.extend(reversed(self._record[1:]))
       del self._record[1:]
@@ -323,5 +323,6 @@ def _whole_document(text: str, name: str) -> Any:
     return json.loads(text[start:])
   except (ValueError, RecursionError) as error:
     raise UserError(
-      f'{name} is not valid JSON ({error}): get it again, leave it out or choose another --posts_format'
+      f'{name} is not valid JSON ({error}): '
+      'get it again, leave it out or choose another --posts_format'
     ) from None

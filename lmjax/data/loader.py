@@ -4,8 +4,8 @@
 
 Each epoch of a source visits its windows in an order of its own and the rows of each window in
 another, so every row once an epoch, and reads stay in one window for about a thousand rows. The
-state of a run's data is one integer, the step; how many hosts read it changes nothing. Knows nothing
-about devices: NumPy arrays out.
+state of a run's data is one integer, the step; how many hosts read it changes nothing. Knows
+nothing about devices: NumPy arrays out.
 """
 
 import functools
@@ -65,8 +65,8 @@ class Loader:
     self._schedule = Schedule(mixture.phases, batch, seed) if mixture else None
     self._epoch = functools.lru_cache(_EPOCHS * len(shards))(self._shuffled_windows)
     self._window = functools.lru_cache(_WINDOWS)(self._shuffled_rows)
-    self.rows = [packing.rows for packing in self._packings]
-    self.fill = [packing.fill for packing in self._packings]
+    self.rows = [packed.rows for packed in self._packings]
+    self.fill = [packed.fill for packed in self._packings]
 
   @property
   def bytes_read(self) -> int:

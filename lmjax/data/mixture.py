@@ -121,8 +121,8 @@ def _quotas(sources: Sequence[Source], step: int) -> np.ndarray:
   for source, weight, quota in zip(sources, weights, quotas, strict=True):
     if weight and not quota:
       raise UserError(
-        f'weight {weight:g} of {source.posts.posts} is too small beside the others from step {step} '
-        f'on (less than a row in {BLOCK}): give it {weights.sum() / BLOCK:.3g} or more, or 0'
+        f'weight {weight:g} of {source.posts.posts} is too small beside the others from step '
+        f'{step} on (less than a row in {BLOCK}): give it {weights.sum() / BLOCK:.3g} or more, or 0'
       )
   return quotas
 
@@ -154,7 +154,8 @@ def _weights(number: int, value: Any) -> tuple[tuple[int, float], ...]:
   whole = all(isinstance(step, int) and not isinstance(step, bool) for step in steps)
   if not whole or steps[:1] != [0] or sorted(set(steps)) != steps:
     raise UserError(
-      f'source {number} has weights at steps {steps}: expected whole numbers that begin at 0 and rise'
+      f'source {number} has weights at steps {steps}: '
+      'expected whole numbers that begin at 0 and rise'
     )
   return tuple((step, float(weight)) for step, weight in pairs)
 

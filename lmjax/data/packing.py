@@ -26,8 +26,8 @@ Method = Literal['best_fit', 'split']
 """best_fit: whole posts, each in the fullest row that has room (best-fit decreasing; only a post
 longer than a row is cut). split: posts one after another, cut where a row ends; no room is lost."""
 
-# Of 1,024 / 4,096 / 16,384 posts (31 tokens on average) best fit fills .978 / .979 / .979 of rows of
-# 128 and .987 / .990 / .991 of rows of 256. A plan of 4,096 takes about 2 ms.
+# Of 1,024 / 4,096 / 16,384 posts (31 tokens on average) best fit fills .978 / .979 / .979 of rows
+# of 128 and .987 / .990 / .991 of rows of 256. A plan of 4,096 takes about 2 ms.
 WINDOW = 4096
 _PLANS = 32  # kept in memory
 
@@ -175,7 +175,7 @@ def _split(sizes: np.ndarray, length: int) -> Pieces:
 
 
 def _cached_starts(index: Path, lengths: np.ndarray, length: int, method: Method) -> np.ndarray:
-  """The first row of each window and the number of all, from `index` or computed and written there."""
+  """The first row of each window and the number of all: from `index`, or computed and kept."""
   windows = -(-len(lengths) // WINDOW)
   try:
     starts = np.load(index, mmap_mode='r')

@@ -22,7 +22,7 @@ from lmjax.core.errors import UserError
 from lmjax.data.shards import SCHEMA, Shards, is_complete, write_manifest, write_part
 from lmjax.data.sources import Posts, Rows
 from lmjax.data.split import PARTS, Corpus, Split, collect
-from lmjax.data.tokenizer import Tokenizer, TokenizerConfig, train
+from lmjax.data.tokenizer import WORDS, Tokenizer, TokenizerConfig, train
 
 # The tokenizer is trained on this much at most: the first posts of each source, which are a random
 # sample of it. Merges that a larger sample would add are too rare to matter.
@@ -85,7 +85,8 @@ def _plan(sources: Sequence[Posts], split: Split, tokenizer: Tokenizer | int) ->
   if isinstance(tokenizer, Tokenizer):
     made = {'sha256': tokenizer.sha256}
   else:
-    made = {'vocab': tokenizer, 'trained_on': [_digest(source) for source in described]}
+    trained_on = [_digest(source) for source in described]
+    made = {'vocab': tokenizer, 'words': WORDS, 'trained_on': trained_on}
   settings = {'split': to_json(split), 'tokenizer': made}
   root = cache_folder() / 'corpora'
   return [

@@ -199,7 +199,8 @@ class Posts(Config):
       hint = nearest(wanted, columns)
       hint = f' ({hint})' if hint.startswith('did you mean') else ''
       raise UserError(
-        f'--{field}_field={wanted} is not in {path}, read as {seen.format}{hint}: pass one of {listed}'
+        f'--{field}_field={wanted} is not in {path}, read as {seen.format}{hint}: '
+        f'pass one of {listed}'
       )
     by_name = {column.lower(): column for column in reversed(columns)}
     found = wanted or next((by_name[name] for name in _NAMES[field] if name in by_name), '')
@@ -225,8 +226,9 @@ class Posts(Config):
         for reason, number in bad.items()
       )
       raise UserError(
-        f'{sum(bad.values()):,} of {rows.total:,} rows are bad, more than --bad_rows={self.bad_rows} '
-        f'allows: {shown}: mend them, check --posts_format and --text_field, or raise --bad_rows'
+        f'{sum(bad.values()):,} of {rows.total:,} rows are bad, more than '
+        f'--bad_rows={self.bad_rows} allows: {shown}: '
+        'mend them, check --posts_format and --text_field, or raise --bad_rows'
       )
 
 
@@ -289,7 +291,7 @@ def _label(values: Mapping[str, Any], column: str) -> str:
 
 
 def _seconds(value: Any) -> float | None:
-  """Unix seconds of a number (of seconds or finer), an ISO 8601, RFC 2822 or Twitter date; None if empty.
+  """Unix seconds of a number (seconds or finer) or an ISO 8601, RFC 2822 or Twitter date, or None.
 
   Raises:
     ValueError, OverflowError: it is none of these.

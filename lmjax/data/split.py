@@ -98,14 +98,15 @@ def collect(posts: Iterable[Post], split: Split, rows: Rows, folder: Path) -> Co
 
   A post's place in the order comes from a hash of its text, and its part from a hash of the
   normalised text and the salt (or from the times): posts that differ only in case, spacing or URLs
-  are in one part, near-identical posts are not neighbours, and neither files nor rows have an order.
+  are in one part, near-identical posts are not neighbours, and the order of files and rows is
+  irrelevant.
 
   Args:
     posts: in any order; texts must be valid Unicode.
     split: what to hold out.
     rows: the accounting that `posts` are counted in as they come: that of `Posts.read`, or of
       `rows.count(posts)` for others. Repeated texts are added to it.
-    folder: created if need be; about twice the size of the posts is needed while this runs.
+    folder: created if need be; two to three times the size of the posts is needed while this runs.
 
   Raises:
     UserError: a part would be empty, or by='time' and no post has a time.
@@ -144,7 +145,7 @@ def _record(post: Post) -> _Record:
 
 
 def _scatter(records: Iterable[_Record], folder: Path, level: int) -> int:
-  """Appends each record to the file in `folder` named by a digit of its order; the number of records."""
+  """Appends each record to the file in `folder` named by a digit of its order; their number."""
   waiting: dict[str, list[str]] = {}
   number = waiting_bytes = 0
   for record in records:
@@ -210,7 +211,7 @@ def _place_by_time(split: Split, scratch: Path) -> Callable[[_Record], str]:
   """The latest posts are held out, less those whose normalised text is a training post's too."""
   timed = _spill_times(scratch, split.salt)
   if not timed:
-    raise UserError('no post has a time to split by: pass --time_field=NAME, or --by=text')
+    raise UserError('no post has a time to split by: pass --time_field=NAME, or --split.by=text')
   times = np.memmap(scratch / 'times', np.float64, 'r')
   keys = np.memmap(scratch / 'keys', np.uint64, 'r')
   cut = _nth_latest(scratch / 'times', max(1, round(split.held_out * timed)))
@@ -275,11 +276,11 @@ def _check_parts(split: Split, written: Counter[str]) -> None:
   posts = written.total()
   if not written['train']:
     raise UserError(
-      f'all {posts:,} distinct posts are held out (--held_out={split.held_out} by {split.by}): '
-      'give more posts, a smaller --held_out or the other --by'
+      f'all {posts:,} distinct posts are held out (--split.held_out={split.held_out} by {split.by}): '
+      'give more posts, a smaller --split.held_out or the other --split.by'
     )
   if not written['held_out']:
     raise UserError(
-      f'none of {posts:,} distinct posts is held out (--held_out={split.held_out} by {split.by}): '
-      'give more posts, a larger --held_out or the other --by'
+      f'none of {posts:,} distinct posts is held out (--split.held_out={split.held_out} by {split.by}): '
+      'give more posts, a larger --split.held_out or the other --split.by'
     )

@@ -148,7 +148,7 @@ A = {'posts': 'healthtweets'}
     ([{**A, 'weight': 0}], 'no source has a weight from step 0 on: give one a weight above 0'),
     (
       [{**A, 'weight': 1}, {**A, 'weight': [[0, 1], [50, 1e-5]]}],
-      r'weight 1e-05 of healthtweets is too small .* from step 50 on .*: give it 0\.000244 or more, or 0',
+      r'1e-05 of healthtweets is too small .* from step 50 on .*: give it 0\.000244 or more, or 0',
     ),
   ],
 )

@@ -1,5 +1,7 @@
 """Every prediction of every post stands in exactly one row, and padding is nothing."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -78,7 +80,7 @@ def test_rows_predict_each_token_and_end_once_from_the_token_before(lengths, len
   expected = []
   for post in _posts(lengths):
     stream = [START, *post.tolist(), END]
-    expected += zip(stream[:-1], stream[1:], strict=True)
+    expected += itertools.pairwise(stream)
   assert sorted(pairs) == sorted(expected)
 
 

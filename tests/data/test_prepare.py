@@ -1,5 +1,6 @@
 """Posts become shards once, whatever the order of the rows and whoever is killed on the way."""
 
+import json
 import os
 import random
 import shutil
@@ -19,6 +20,7 @@ from lmjax.data.split import Split
 from lmjax.data.tokenizer import TokenizerConfig
 
 POSTS = make_posts(300, seed=1)
+FIXTURE = Path(__file__).parent / 'fixture' / 'posts.jsonl'
 
 
 def test_the_manifest_accounts_for_every_row(cache, tmp_path):
@@ -40,6 +42,14 @@ def test_the_manifest_counts_what_is_in_the_shards(cache, tmp_path):
     assert entry['posts'] == len(texts) == sum(shard['posts'] for shard in entry['shards'])
     assert entry['bytes'] == sum(len(text.encode()) for text in texts)
     assert entry['tokens'] == shards.lengths(part).sum()
+
+
+def test_posts_in_ten_scripts_come_back_exactly(cache):
+  written = {json.loads(line).get('text') for line in FIXTURE.read_text('utf-8').splitlines()}
+  shards = prepare_posts(FIXTURE)
+  read = [*shards.texts('train'), *shards.texts('held_out')]
+  assert len(read) > 300
+  assert set(read) <= written
 
 
 def test_the_order_of_rows_and_files_is_irrelevant(cache, tmp_path):

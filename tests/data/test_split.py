@@ -145,13 +145,13 @@ def test_time_split_without_times_refused(tmp_path):
 
 def test_nothing_held_out_refused(tmp_path):
   with pytest.raises(
-    UserError, match=r'none of 1 distinct posts is held out .* a larger --held_out'
+    UserError, match=r'none of 1 distinct posts is held out .* a larger --split.held_out'
   ):
     collected([Post('a')], tmp_path, held_out=0.0001)
 
 
 def test_everything_held_out_refused(tmp_path):
-  with pytest.raises(UserError, match=r'all 1 distinct posts are held out .* a smaller --held_out'):
+  with pytest.raises(UserError, match=r'all 1 distinct posts are held out .* a smaller --split.held_out'):
     collected([Post('a', time=1.0)], tmp_path, by='time')
 
 

@@ -1,4 +1,4 @@
-"""Any bytes come back; nothing that a user types is a control token; what cannot do that is refused."""
+"""Any bytes come back and nothing that is typed is a control token, or the file is refused."""
 
 import numpy as np
 import pytest
