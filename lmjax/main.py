@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from lmjax.core import command_line, registry
+from lmjax.core.compilation import keep_compiled
 from lmjax.core.errors import UserError
 from lmjax.core.task import save_config, write_report
 
@@ -36,6 +37,7 @@ def run(command: command_line.Command) -> None:
   """Runs the task in its workdir and leaves config.json and report.json there."""
   started = datetime.datetime.now(datetime.UTC)
   task, workdir = command.chosen()
+  keep_compiled()
   save_config(task, command.experiment, workdir)
   report = task.run(workdir)
   if 'schema' not in report:

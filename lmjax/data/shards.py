@@ -101,9 +101,12 @@ class Shards:
 
   def texts(self, part: Part) -> Iterator[str]:
     """The texts of `part`, decoded one after another."""
+    return map(self.tokenizer.text, self.stream(part))
+
+  def stream(self, part: Part) -> Iterator[np.ndarray]:
+    """The token ids of every post of `part` in order, without start and end."""
     for batch in _batches(range(self.posts(part))):
-      for tokens in self.read(part, batch):
-        yield self.tokenizer.text(tokens)
+      yield from self.read(part, batch)
 
   def _records(self, file: str, positions: np.ndarray) -> list[bytes]:
     try:

@@ -21,7 +21,7 @@ from lmjax.core.types import Batch
 from lmjax.data.loader import Loader
 from lmjax.data.mixture import Mixture
 from lmjax.data.prepare import prepare_all
-from lmjax.data.shards import Shards
+from lmjax.data.split import Part
 from lmjax.train.evaluate import Evaluator
 from lmjax.train.guard import Guard
 from lmjax.train.loop import Loop
@@ -163,11 +163,13 @@ class Job:
   def flops_per_token(self) -> float:
     return self.model.flops_per_token(self.task.length)
 
-  def held_out(self) -> Iterator[np.ndarray]:
-    """Token ids of the held-out posts of every source, in turn."""
-    read = lambda shards: iter(_posts(shards))
-    each = [read(shards) for shards in self.shards]
+  def posts(self, part: Part) -> Iterator[np.ndarray]:
+    """Token ids of the posts of a part, one of each source in turn."""
+    each = [shards.stream(part) for shards in self.shards]
     return (post for group in itertools.zip_longest(*each) for post in group if post is not None)
+
+  def held_out(self) -> Iterator[np.ndarray]:
+    return self.posts('held_out')
 
   def _evaluate(self, state: TrainState) -> dict[str, float]:
     posts = list(itertools.islice(self.held_out(), self.task.evaluate_posts))
@@ -215,11 +217,6 @@ class _FirstLoss:
 
   def close(self) -> None:
     """Nothing is open."""
-
-
-def _posts(shards: Shards) -> Iterator[np.ndarray]:
-  for first in range(0, shards.posts('held_out'), 1024):
-    yield from shards.read('held_out', range(first, min(first + 1024, shards.posts('held_out'))))
 
 
 def _rows_text(rows: dict[str, Any]) -> str:

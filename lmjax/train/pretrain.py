@@ -55,6 +55,7 @@ class Pretrain(Task):
   evaluate_posts: int = leaf(
     500, 'Held-out posts of such an evaluation; the last uses all.', low=1, run=True
   )
+  final_posts: int = leaf(20_000, 'Held-out posts of the last evaluation at most.', low=1, run=True)
   samples: int = leaf(5, 'Posts to generate at the end.', low=0, run=True)
   sampler: Sampler = part(Sampler(), 'How their tokens are drawn.', run=True)
   profile_steps: str = leaf(

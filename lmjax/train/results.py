@@ -1,6 +1,9 @@
 """The end of a run: the held-out figure beside its baselines, a few posts, and the report."""
 
+import itertools
 import json
+import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,9 +11,10 @@ import jax
 import numpy as np
 
 from lmjax.core import tree
+from lmjax.core.clock import peak_flops
 from lmjax.core.task import Report
 from lmjax.data.shards import Shards
-from lmjax.data.split import Part
+from lmjax.data.tokenizer import Tokenizer
 from lmjax.train.baselines import Posts, baselines
 from lmjax.train.sample import draw_texts
 from lmjax.train.state import TrainState
@@ -19,6 +23,8 @@ if TYPE_CHECKING:
   from lmjax.train.job import Job
 
 _SAMPLE_TOKENS = 120
+# LZMA takes about a second a megabyte: of a larger corpus the baselines see this much.
+_BASELINE_BYTES = 32 << 20
 
 
 def finished_report(workdir: Path, last_step: int) -> Report | None:
@@ -32,14 +38,14 @@ def finished_report(workdir: Path, last_step: int) -> Report | None:
 
 def conclude(job: 'Job', state: TrainState, step: int) -> Report:
   """Evaluates on all held-out posts, generates, and gathers what the report holds."""
-  posts = list(job.held_out())
+  posts = list(itertools.islice(job.held_out(), job.task.final_posts))
   with job.ledger.measure('evaluation'):
     print('evaluating on all held-out posts ...', flush=True)
     bits = job.evaluator.bits_per_byte(state.params, posts)
     bits_without_urls = job.evaluator.bits_per_byte_without_urls(state.params, posts)
     print('computing the baselines ...', flush=True)
-    train, held_out = (_gather(job.shards, part) for part in ('train', 'held_out'))
-    base = baselines(train, held_out, job.tokenizer.vocab)
+    train = _baseline_posts(job.posts('train'), job.tokenizer, _BASELINE_BYTES)
+    base = baselines(train, _baseline_posts(posts, job.tokenizer), job.tokenizer.vocab)
     samples = (
       draw_texts(
         job.model,
@@ -62,6 +68,8 @@ def conclude(job: 'Job', state: TrainState, step: int) -> Report:
     'loss': metrics[-1]['loss'],
     'skipped': metrics[-1]['skipped'],
     **_timing(job, metrics),
+    'evaluated_posts': len(posts),
+    'baseline_train_bytes': sum(map(len, train.texts)),
     'bits_per_byte': bits,
     'bits_per_byte_without_urls': bits_without_urls,
     'baseline_bits_per_byte': base,
@@ -75,8 +83,6 @@ def conclude(job: 'Job', state: TrainState, step: int) -> Report:
 
 def _timing(job: 'Job', metrics: list[dict[str, Any]]) -> Report:
   """Speeds over the time spent training: computing, waiting for data and saving."""
-  from lmjax.core.clock import peak_flops
-
   ledger = job.ledger.summary()
   seconds = ledger['compute'] + ledger['data'] + ledger['checkpoint']
   tokens = sum(line['tokens'] for line in metrics)
@@ -96,13 +102,19 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def _gather(shards: list[Shards], part: Part) -> Posts:
-  """All posts of a part, as the baselines take them."""
-  posts = [post for one in shards for post in one.read(part, range(one.posts(part)))]
-  tokenizer = shards[0].tokenizer
-  lengths = np.array([len(post) for post in posts], np.int64)
-  tokens = np.concatenate(posts).astype(np.int64)
-  return Posts(tokens, lengths, [tokenizer.decode(post) for post in posts])
+def _baseline_posts(
+  posts: Iterable[np.ndarray], tokenizer: Tokenizer, budget_bytes: float = math.inf
+) -> Posts:
+  """Posts as the baselines take them, until their texts reach the budget."""
+  tokens, texts, size = [], [], 0
+  for post in posts:
+    tokens.append(post)
+    texts.append(tokenizer.decode(post))
+    size += len(texts[-1])
+    if size >= budget_bytes:
+      break
+  lengths = np.array([len(post) for post in tokens], np.int64)
+  return Posts(np.concatenate(tokens).astype(np.int64), lengths, texts)
 
 
 def _total_rows(shards: list[Shards]) -> dict[str, Any]:
@@ -125,7 +137,7 @@ def closing_text(report: Report, workdir: Path) -> str:
   run = 'python -m lmjax.main --experiment='
   lines = [
     '',
-    f'held-out posts           bits per byte   ({report["rows"]["held_out"]:,} posts)',
+    f'held-out posts           bits per byte   ({report["evaluated_posts"]:,} posts)',
     *(f'  {name:22} {bits:13.3f}' for name, bits in rows),
     f'  {"this model, no URLs":22} {report["bits_per_byte_without_urls"]:13.3f}',
     '',

@@ -1,0 +1,27 @@
+"""A run of milliseconds a step, for tests that start it as a process of its own."""
+
+from lmjax.checkpoint.store import Checkpoint
+from lmjax.core.metrics import Writers
+from lmjax.data.sources import Posts
+from lmjax.data.tokenizer import TokenizerConfig
+from lmjax.models.transformer import Decoder
+from lmjax.optim.optimizer import AdamW
+from lmjax.train.pretrain import Pretrain
+
+
+def small() -> Pretrain:
+  """120 steps of a decoder of width 32 on the committed posts."""
+  return Pretrain(
+    steps=120,
+    batch=4,
+    length=32,
+    source=Posts(posts='tests/data/fixture/posts.jsonl'),
+    text=TokenizerConfig(vocab=300),
+    model=Decoder(width=32, layers=2, heads=2, kv_heads=2, head_dim=16, mlp=64),
+    optimizer=AdamW(peak_lr=3e-3),
+    checkpoint=Checkpoint(every_steps=5),
+    writers=Writers(terminal_seconds=0.1),
+    evaluate_every=50,
+    evaluate_posts=4,
+    samples=1,
+  )
