@@ -8,7 +8,7 @@ from pathlib import Path
 from lmjax.core.assets import cache_folder
 
 # Below this, reading a program back takes about as long as compiling it.
-_WORTH_KEEPING_SECONDS = 0.0
+_WORTH_KEEPING_SECONDS = 0.1
 
 
 def keep_compiled() -> None:

@@ -3,7 +3,8 @@
 A part is a `Config` subclass; its fields are declared with `leaf` (a value) or `part` (another
 `Config`, perhaps optional). `leaves` lists what can be set, `override` returns a changed copy, and
 `to_json` / `from_json` round-trip one. Values are checked at construction, so a bad one is refused
-before anything is compiled or downloaded. Knows nothing about absl, experiments or JAX.
+before anything is compiled or downloaded. A leaf is an int, float, bool, str, Literal, Enum, an
+Optional of one of these or a tuple of them. Knows nothing about absl, experiments or JAX.
 
     class Decoder(Config):
       width: int = leaf(256, 'Size D of the residual stream.', low=1)
@@ -14,19 +15,22 @@ import dataclasses
 import enum
 import functools
 import math
+import re
 import types
 import typing
-from collections.abc import Mapping
-from typing import Any, Literal, Union, dataclass_transform
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeVar, Union, dataclass_transform
 
 from lmjax.core.errors import UserError, nearest
 
 _NONE = ('none', 'null')
 
+C = TypeVar('C', bound='Config')
+
 
 def leaf(
-  default: Any = dataclasses.MISSING,
-  doc: str = '',
+  default: Any,
+  doc: str,
   *,
   low: float | None = None,
   high: float | None = None,
@@ -36,10 +40,10 @@ def leaf(
   """A value of a `Config`: its default, one line of documentation and its range.
 
   Args:
-    default: the default; without one the field must be given.
+    default: the default.
     doc: one line for `--help`, with the unit.
-    low, high: smallest and largest value allowed, both inclusive.
-    above: the value must be larger than this.
+    low, high: smallest and largest number allowed, both inclusive; of a tuple, each.
+    above: the number must be larger than this.
     run: True for a leaf that says how to run and not what is computed: it may change between
       starts in one workdir. Others are identity leaves.
   """
@@ -47,7 +51,7 @@ def leaf(
   return dataclasses.field(default=default, metadata=metadata)
 
 
-def part(default: Any, doc: str = '', *, inline: bool = False, run: bool = False) -> Any:
+def part(default: Any, doc: str, *, inline: bool = False, run: bool = False) -> Any:
   """A nested `Config`, or None where its annotation allows.
 
   Args:
@@ -59,7 +63,7 @@ def part(default: Any, doc: str = '', *, inline: bool = False, run: bool = False
   return dataclasses.field(default=default, metadata={'doc': doc, 'inline': inline, 'run': run})
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True)
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(leaf, part))
 class Config:
   """Base of every part and task. Subclasses become frozen, keyword-only dataclasses."""
 
@@ -68,13 +72,16 @@ class Config:
     dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
   def __post_init__(self) -> None:
-    """Checks the type and range of every leaf; extend it with checks across fields."""
+    """Checks the type and range of every leaf; extend it with checks across fields.
+
+    Their UserError names a leaf as `name=value`: `override` completes that to `model.name=value`.
+    """
     for field in fields(self):
       value = getattr(self, field.name)
       kind = _types(type(self))[field.name]
-      if _part_type(kind) is None:
+      if not _part_types(kind):
         object.__setattr__(self, field.name, check(field.name, value, kind, field.metadata))
-      elif not (isinstance(value, Config) or (value is None and is_optional(kind))):
+      elif not isinstance(value, _part_types(kind)) and not (value is None and is_optional(kind)):
         raise UserError(f'{field.name}={value!r}: expected {describe(kind)}')
 
 
@@ -112,115 +119,129 @@ def _walk(config: Config, path: tuple[str, ...], prefix: str, run: bool):
     value = getattr(config, field.name)
     here, name = (*path, field.name), prefix + field.name
     runs = run or field.metadata.get('run', False)
-    part_type = _part_type(kind)
-    if part_type is None:
+    if not _part_types(kind):
       yield Leaf(name, here, kind, value, field.metadata, runs)
       continue
     if is_optional(kind):
-      switch = {'doc': field.metadata.get('doc', ''), 'switch': True}
+      switch = {'doc': field.metadata['doc'], 'switch': True}
       state = 'none' if value is None else 'on'
       yield Leaf(name, here, Literal['none', 'on'], state, switch, runs)
-    inner = part_type() if value is None else value
-    yield from _walk(inner, here, prefix if field.metadata.get('inline') else f'{name}.', runs)
+    inner = _part_types(kind)[0]() if value is None else value
+    yield from _walk(inner, here, _inner_prefix(prefix, field), runs)
 
 
-def parse(leaf: Leaf, text: str) -> Any:
-  """The value that `text` gives to `leaf`; UserError with the allowed values when it gives none."""
-  try:
-    value = _parse(text, leaf.kind)
-  except ValueError:
-    raise UserError(f'expected {describe(leaf.kind, leaf.metadata)}') from None
-  return check('', value, leaf.kind, leaf.metadata)
+def _inner_prefix(prefix: str, field: dataclasses.Field) -> str:
+  return prefix if field.metadata.get('inline') else f'{prefix}{field.name}.'
 
 
-def override(config: Config, changes: Mapping[str, Any]) -> Config:
-  """A copy of `config` with the leaves named in `changes` replaced; unknown names are refused.
+def override(config: C, changes: Mapping[str, Any]) -> C:
+  """A copy of `config` with the leaves named in `changes` replaced, by values of Python or of JSON.
 
-  Setting a leaf of an optional part that is off turns it on; setting one beside `part=none` is a
-  contradiction.
+  Setting a leaf of an optional part that is off turns it on.
+
+  Raises:
+    UserError: a name is unknown, a value is not allowed, values contradict each other, or a leaf is
+      set beside `part=none`.
   """
   known = {leaf.name: leaf for leaf in leaves(config)}
+  by_path: dict[tuple[str, ...], Any] = {}
   for name in changes:
     if name not in known:
       raise UserError(f'unknown setting {name!r}: {nearest(name, known)}')
-  by_path = {known[name].path: value for name, value in changes.items()}
-  return _replace(config, (), by_path)
+  for name, value in changes.items():
+    leaf = known[name]
+    by_path[leaf.path] = check(name, value, leaf.kind, leaf.metadata)
+    if leaf.is_switch and value == 'none':
+      below = [other for other in changes if known[other].path[:-1][: len(leaf.path)] == leaf.path]
+      given = ' and '.join(f'{other}={to_text(changes[other])}' for other in below)
+      if below:
+        raise UserError(f'{name}=none contradicts {given}: drop one of them')
+  return _replace(config, (), '', by_path)
 
 
-def _replace(config: Config, path: tuple[str, ...], changes: Mapping[tuple[str, ...], Any]) -> Any:
+from_json = override  # of what `to_json` wrote
+
+
+def _replace(
+  config: Any, path: tuple[str, ...], prefix: str, changes: Mapping[tuple[str, ...], Any]
+) -> Any:
   new = {}
   for field in fields(config):
     here = (*path, field.name)
     below = {key: value for key, value in changes.items() if key[: len(here)] == here}
+    parts = _part_types(_types(type(config))[field.name])
     if not below:
       continue
-    part_type = _part_type(_types(type(config))[field.name])
-    if part_type is None:
+    if not parts:
       new[field.name] = below[here]
+    elif below.get(here) == 'none':
+      new[field.name] = None
     else:
-      switch = below.pop(here, 'on')
-      if switch == 'none' and below:
-        given = ', '.join('.'.join(key) for key in below)
-        name = '.'.join(here)
-        raise UserError(f'--{name}=none contradicts {given}: drop one of them')
-      current = getattr(config, field.name)
-      base = part_type() if current is None else current
-      new[field.name] = None if switch == 'none' else _replace(base, here, below)
-  return dataclasses.replace(config, **new) if new else config
+      inner = getattr(config, field.name) or parts[0]()
+      new[field.name] = _replace(inner, here, _inner_prefix(prefix, field), below)
+  try:
+    return dataclasses.replace(config, **new) if new else config
+  except UserError as error:
+    names = [leaf.name for leaf in leaves(config)]
+    raise UserError(qualify(str(error), names, prefix)) from None
+
+
+def qualify(sentence: str, names: Iterable[str], prefix: str) -> str:
+  """`sentence` with `prefix` before each of `names` wherever it gives a value: `name=`."""
+  for name in names:
+    sentence = re.sub(rf'(?<![\w.\'"/-]){re.escape(name)}=', f'{prefix}{name}=', sentence)
+  return sentence
 
 
 def to_json(config: Config) -> dict[str, Any]:
-  """Leaf name -> JSON value, every leaf of the parts that are on."""
-  absent = tuple(
-    f'{leaf.name}.' for leaf in leaves(config) if leaf.is_switch and leaf.value == 'none'
-  )
-  return {
-    leaf.name: leaf.value.name if isinstance(leaf.value, enum.Enum) else leaf.value
-    for leaf in leaves(config)
-    if not leaf.name.startswith(absent or ('\0',))
-  }
+  """Leaf name -> JSON value: the switch of every optional part, and every leaf of those that are on."""
+  found = leaves(config)
+  off = tuple(f'{leaf.name}.' for leaf in found if leaf.is_switch and leaf.value == 'none')
+  return {leaf.name: _plain(leaf.value) for leaf in found if not leaf.name.startswith(off)}
 
 
-def from_json(config: Config, values: Mapping[str, Any]) -> Config:
-  """`config` with every leaf of `values` (as `to_json` wrote them) applied."""
-  known = {leaf.name: leaf for leaf in leaves(config)}
-  changes = {}
-  for name, value in values.items():
-    if name not in known:
-      raise UserError(f'unknown setting {name!r}: {nearest(name, known)}')
-    try:
-      changes[name] = check(
-        name, _from_json(value, known[name].kind), known[name].kind, known[name].metadata
-      )
-    except KeyError:
-      raise UserError(f'{name}={value!r}: expected {describe(known[name].kind)}') from None
-  return override(config, changes)
+def _plain(value: Any) -> Any:
+  if isinstance(value, tuple):
+    return [_plain(item) for item in value]
+  return value.name if isinstance(value, enum.Enum) else value
 
 
 def changed_identity(old: Mapping[str, Any], config: Config) -> list[tuple[str, Any, Any]]:
-  """(leaf, old, new) of each identity leaf whose saved value differs from `config`'s."""
+  """(leaf, old, new) of each identity leaf whose value in `old` (of `to_json`) differs from `config`'s.
+
+  Of an optional part that was switched, only the switch.
+  """
   new = to_json(config)
   run = {leaf.name for leaf in leaves(config) if leaf.run}
-  names = [name for name in {**old, **new} if name not in run]
-  normal = lambda value: list(value) if isinstance(value, tuple) else value
-  pairs = [(name, normal(old.get(name)), normal(new.get(name))) for name in names]
-  return [row for row in pairs if row[1] != row[2]]
+  changed = [name for name in {**old, **new} if name not in run and old.get(name) != new.get(name)]
+  switched = tuple(
+    f'{leaf.name}.' for leaf in leaves(config) if leaf.is_switch and leaf.name in changed
+  )
+  return [(name, old.get(name), new.get(name)) for name in changed if not name.startswith(switched)]
 
 
 def check(name: str, value: Any, kind: Any, metadata: Mapping[str, Any]) -> Any:
-  """`value` as `kind` (an int is taken for a float), or UserError with what is allowed."""
+  """`value` as `kind`, or UserError with what is allowed.
+
+  An int is taken for a float, a list for a tuple, a name for a member of an Enum.
+  """
   given = f'{name}={value!r}: ' if name else ''
   try:
     value = _as_kind(value, kind)
-  except TypeError:
+    for item in value if isinstance(value, tuple) else (value,):
+      _check_range(item, metadata)
+  except (TypeError, ValueError, OverflowError):
     raise UserError(f'{given}expected {describe(kind, metadata)}') from None
-  for number in value if isinstance(value, tuple) else (value,):
-    if isinstance(number, int | float) and not isinstance(number, bool):
-      low, high, above = (metadata.get(key) for key in ('low', 'high', 'above'))
-      inside = (low is None or number >= low) and (high is None or number <= high)
-      if not (inside and (above is None or number > above) and math.isfinite(number)):
-        raise UserError(f'{given}expected {describe(kind, metadata)}')
   return value
+
+
+def _check_range(value: Any, metadata: Mapping[str, Any]) -> None:
+  if isinstance(value, bool) or not isinstance(value, int | float):
+    return
+  low, high, above = (metadata.get(key) for key in ('low', 'high', 'above'))
+  inside = (low is None or value >= low) and (high is None or value <= high)
+  if not (inside and (above is None or value > above) and abs(value) < math.inf):
+    raise ValueError(value)
 
 
 def describe(kind: Any, metadata: Mapping[str, Any] = types.MappingProxyType({})) -> str:
@@ -231,10 +252,10 @@ def describe(kind: Any, metadata: Mapping[str, Any] = types.MappingProxyType({})
   if origin is Literal:
     return f'one of: {", ".join(map(str, typing.get_args(kind)))}'
   if origin is tuple:
-    arguments = typing.get_args(kind)
-    if arguments[-1] is Ellipsis:
-      return f'a comma-separated list, each {describe(arguments[0], metadata)}'
-    return f'{len(arguments)} comma-separated values, each {describe(arguments[0], metadata)}'
+    each = [describe(item, metadata) for item in typing.get_args(kind) if item is not Ellipsis]
+    if typing.get_args(kind)[-1] is Ellipsis:
+      return f'a comma-separated list, each {each[0]}'
+    return f'{len(each)} comma-separated values: {"; ".join(each)}'
   if isinstance(kind, type) and issubclass(kind, enum.Enum):
     return f'one of: {", ".join(kind.__members__)}'
   words = {int: 'an integer', float: 'a number', bool: 'true or false', str: 'a text'}
@@ -261,13 +282,15 @@ def _inner(kind: Any) -> Any:
   return rest[0] if len(rest) == 1 else Union[rest]  # noqa: UP007
 
 
-def _part_type(kind: Any) -> type[Config] | None:
-  """The `Config` class that a field holds; of several (`Cosine | Constant`) the first is the default."""
+def _part_types(kind: Any) -> tuple[type[Config], ...]:
+  """The `Config` classes that a field may hold (`Cosine | Constant`), none of a leaf.
+
+  An optional part that is off is turned on as the first of them, with its defaults.
+  """
   members = (
     typing.get_args(kind) if typing.get_origin(kind) in (Union, types.UnionType) else (kind,)
   )
-  parts = [member for member in members if isinstance(member, type) and issubclass(member, Config)]
-  return parts[0] if parts else None
+  return tuple(m for m in members if isinstance(m, type) and issubclass(m, Config))
 
 
 @functools.cache
@@ -275,68 +298,71 @@ def _types(cls: type) -> dict[str, Any]:
   return typing.get_type_hints(cls)
 
 
+def parse(leaf: Leaf, text: str) -> Any:
+  """The value that `text` gives to `leaf`; UserError with the allowed values when it gives none."""
+  try:
+    value = _parse(text, leaf.kind)
+  except ValueError:
+    raise UserError(f'expected {describe(leaf.kind, leaf.metadata)}') from None
+  return check('', value, leaf.kind, leaf.metadata)
+
+
+def to_text(value: Any) -> str:
+  """A leaf's value as `parse` reads it."""
+  if isinstance(value, tuple | list):
+    return ','.join(map(to_text, value))
+  if value is None or isinstance(value, bool):
+    return str(value).lower()
+  return value.name if isinstance(value, enum.Enum) else str(value)
+
+
 def _parse(text: str, kind: Any) -> Any:
   if is_optional(kind):
     return None if text.lower() in _NONE else _parse(text, _inner(kind))
   origin = typing.get_origin(kind)
-  if origin is Literal:
-    by_text = {str(choice): choice for choice in typing.get_args(kind)}
-    if text not in by_text:
-      raise ValueError(text)
-    return by_text[text]
   if origin is tuple:
     return _parse_tuple(text, typing.get_args(kind))
+  if origin is Literal:
+    return _pick(text, {str(choice): choice for choice in typing.get_args(kind)})
   if kind is bool:
-    return _parse_bool(text)
+    return _pick(text.lower(), {'true': True, '1': True, 'false': False, '0': False})
   if isinstance(kind, type) and issubclass(kind, enum.Enum):
-    if text not in kind.__members__:
-      raise ValueError(text)
-    return kind[text]
+    return _pick(text, kind.__members__)
+  assert kind in (int, float, str), f'a leaf cannot be a {kind}'
   return kind(text)
 
 
-def _parse_bool(text: str) -> bool:
-  words = {'true': True, '1': True, 'false': False, '0': False}
-  if text.lower() not in words:
+def _pick(given: Any, choices: Mapping[Any, Any]) -> Any:
+  if given not in choices:
+    raise ValueError(given)
+  return choices[given]
+
+
+def _parse_tuple(text: str, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
+  items = [item.strip() for item in text.split(',')] if text.strip() else []
+  if kinds[-1] is Ellipsis:
+    kinds = kinds[:1] * len(items)
+  if len(items) != len(kinds):
     raise ValueError(text)
-  return words[text.lower()]
-
-
-def _parse_tuple(text: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-  items = [item.strip() for item in text.strip('()[] ').split(',') if item.strip()]
-  if arguments[-1] is Ellipsis:
-    return tuple(_parse(item, arguments[0]) for item in items)
-  if len(items) != len(arguments):
-    raise ValueError(text)
-  return tuple(_parse(item, kind) for item, kind in zip(items, arguments, strict=True))
-
-
-def _from_json(value: Any, kind: Any) -> Any:
-  if isinstance(kind, type) and issubclass(kind, enum.Enum):
-    return kind[value]
-  return tuple(value) if isinstance(value, list) else value
+  return tuple(map(_parse, items, kinds))
 
 
 def _as_kind(value: Any, kind: Any) -> Any:
-  """`value` if it is of `kind`, an int turned into a float where a float is asked; else TypeError."""
+  """`value` if it is of `kind`, converted as `check` says; TypeError or ValueError if not."""
   if is_optional(kind):
     return None if value is None else _as_kind(value, _inner(kind))
   origin = typing.get_origin(kind)
+  if origin is tuple and isinstance(value, tuple | list):
+    kinds = typing.get_args(kind)
+    if kinds[-1] is Ellipsis:
+      kinds = kinds[:1] * len(value)
+    return tuple(_as_kind(item, inner) for item, inner in zip(value, kinds, strict=True))
   if origin is Literal:
-    if value not in typing.get_args(kind) or isinstance(value, bool):
-      raise TypeError(value)
-    return value
-  if origin is tuple:
-    arguments = typing.get_args(kind)
-    if not isinstance(value, tuple | list):
-      raise TypeError(value)
-    if arguments[-1] is Ellipsis:
-      return tuple(_as_kind(item, arguments[0]) for item in value)
-    if len(value) != len(arguments):
-      raise TypeError(value)
-    return tuple(_as_kind(item, inner) for item, inner in zip(value, arguments, strict=True))
+    return _pick((type(value), value), {(type(c), c): c for c in typing.get_args(kind)})
+  if isinstance(kind, type) and issubclass(kind, enum.Enum) and isinstance(value, str):
+    return _pick(value, kind.__members__)
   if kind is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
-  if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+  if not isinstance(value, origin or kind) or (kind is int and isinstance(value, bool)):
     raise TypeError(value)
   return value

@@ -13,9 +13,15 @@ class UserError(ValueError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-  """`Did you mean a or b?` for the closest of `known`, else the whole list."""
+  """`did you mean a or b?` for the closest of `known`, else all of them.
+
+  Of a dotted one its last word is enough: `width` is close to `model.width`.
+  """
   known = sorted(known)
   close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+  if not close:
+    by_end = {item.rpartition('.')[2]: item for item in reversed(known)}
+    close = [by_end[end] for end in difflib.get_close_matches(name, by_end, n=3, cutoff=0.6)]
   if close:
     return f'did you mean {" or ".join(close)}?'
   return f'known are: {", ".join(known)}' if known else 'none is known'

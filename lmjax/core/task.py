@@ -4,15 +4,17 @@ Knows nothing about JAX beyond naming the device in the report.
 """
 
 import datetime
+import fcntl
 import functools
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
 from lmjax.core.config import Config, changed_identity, to_json
 from lmjax.core.errors import UserError
@@ -60,6 +62,32 @@ def save_config(task: Task, name: str, workdir: Path) -> None:
         'pass the old values to continue it, or another --workdir to begin anew'
       )
   write_json(path, {'schema': SCHEMA, 'experiment': name, 'config': to_json(task)})
+
+
+def hold_workdir(workdir: Path) -> IO[str]:
+  """Keeps other processes out of `workdir` until what is returned is closed, or this one dies.
+
+  Raises:
+    UserError: another process holds it.
+  """
+  workdir.mkdir(parents=True, exist_ok=True)
+  file = (workdir / 'lock').open('a+')
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    file.seek(0)
+    holder = file.read().strip()
+    file.close()
+    raise UserError(
+      f'{workdir} is in use by another process{holder and f" ({holder})"}: '
+      'wait until it ends or stop it, or pass another --workdir'
+    ) from None
+  except OSError as error:  # some network file systems have no locks
+    logging.getLogger(__name__).warning('%s cannot be locked: %s', workdir, error.strerror)
+  file.truncate(0)
+  file.write(f'process {os.getpid()} of {platform.node()}')
+  file.flush()
+  return file
 
 
 def write_report(workdir: Path, name: str, started: datetime.datetime, report: Report) -> Report:

@@ -4,7 +4,7 @@ D width, F mlp hidden, H query heads, G key/value heads, K head dim.
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -43,15 +43,25 @@ class RmsNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    scale_D = None
-    if self.config.scale != 'none':
-      one = self.config.scale == 'one'
-      start = nn.initializers.ones_init() if one else nn.initializers.zeros_init()
-      scale_D = self.param(
-        'scale', nn.with_partitioning(start, ('norm',)), (self.size,), jnp.float32
-      )
-      scale_D = scale_D if one else 1.0 + scale_D
+    if self.config.scale == 'none':
+      return rms_norm(x, None, eps=self.config.eps)
+    one = self.config.scale == 'one'
+    start = nn.initializers.ones_init() if one else nn.initializers.zeros_init()
+    scale_D = declare(self, 'scale', start, (self.size,), ('norm',))
+    scale_D = scale_D if one else 1.0 + scale_D
     return rms_norm(x, scale_D, eps=self.config.eps)
+
+
+def declare(
+  module: nn.Module,
+  name: str,
+  start: nn.initializers.Initializer,
+  shape: tuple[int, ...],
+  dims: tuple[str | None, ...],
+) -> jax.Array:
+  """Declares an f32 parameter with its dimension names."""
+  value: Any = module.param(name, nn.with_partitioning(start, dims), shape, jnp.float32)
+  return value
 
 
 def weight(
@@ -76,13 +86,12 @@ def weight(
   start = nn.initializers.normal(fan_in**-0.5)
   if output:
     start = nn.initializers.zeros_init()
-  return module.param(name, nn.with_partitioning(start, dims), shape, jnp.float32)
+  return declare(module, name, start, shape, dims)
 
 
 def bias(module: nn.Module, name: str, shape: tuple[int, ...], dims: tuple[str, ...]) -> jax.Array:
   """Declares an f32 bias that starts at zero."""
-  start = nn.with_partitioning(nn.initializers.zeros_init(), dims)
-  return module.param(name, start, shape, jnp.float32)
+  return declare(module, name, nn.initializers.zeros_init(), shape, dims)
 
 
 class Mlp(nn.Module):

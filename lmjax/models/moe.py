@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 from lmjax.core.config import Config, leaf
 from lmjax.core.errors import UserError
 from lmjax.core.types import Mean
-from lmjax.models.layers import MLP_ACTIVATIONS, Mlp, ungated, weight
+from lmjax.models.layers import MLP_ACTIVATIONS, Mlp, bias, ungated, weight
 from lmjax.ops import moe
 from lmjax.ops.dot import dot
 
@@ -73,8 +73,7 @@ class MoeMlp(nn.Module):
     scores_BLE = jax.nn.softmax(logits_BLE) if c.scores == 'softmax' else jax.nn.sigmoid(logits_BLE)
     bias_E = None
     if c.balancing == 'bias':
-      zeros = nn.with_partitioning(nn.initializers.zeros_init(), ('expert',))
-      bias_E = self.param('router_bias', zeros, (c.experts,), jnp.float32)
+      bias_E = bias(self, 'router_bias', (c.experts,), ('expert',))
     ranked = (
       scores_BLE if bias_E is None else scores_BLE + jax.lax.stop_gradient(bias_E)[None, None]
     )

@@ -18,7 +18,7 @@ from lmjax.core import tree
 from lmjax.core.config import Config, leaf, part
 from lmjax.core.errors import UserError
 from lmjax.core.types import Mean, Output, Params
-from lmjax.models.layers import Mlp, Norm, RmsNorm, bias, ungated, weight
+from lmjax.models.layers import Mlp, Norm, RmsNorm, bias, declare, ungated, weight
 from lmjax.models.moe import MoE, MoeMlp
 from lmjax.ops import attention, rope
 from lmjax.ops.dot import dot
@@ -191,21 +191,21 @@ class Decoder(Config):
       positions_BL: i32 place within the post; with a cache also the slot that is written.
       cache: from `init_cache`; then every row is one post and sees its slots up to its position.
     """
-    x_BLD = Ends(self).apply({'params': params}, tokens_BL, method='embed')
+    x_BLD = _apply(Ends(self), params, tokens_BL, method='embed')
     x_BLD = constrain(x_BLD, 'batch', 'length', None)
     turns = self._turns(positions_BL)
     layers = self._scan if self.layout == 'scan' else self._list
     x_BLD, cache, aux = layers(params['layers'], x_BLD, segments_BL, positions_BL, turns, cache)
-    hidden_BLD = Ends(self).apply({'params': params}, x_BLD, method='finish')
+    hidden_BLD = _apply(Ends(self), params, x_BLD, method='finish')
     return Output(hidden_BLD, cache, aux)
 
   def logits(self, params: Params, hidden_BLD: jax.Array) -> jax.Array:
     """f32 logits_BLV; reads only the parameters of `head_params`."""
     if self.head == 'tied':
-      table_VD = constrain(params['embed']['table'], 'vocab', None)
+      table_VD = constrain(params['embed'], 'vocab', None)
       logits_BLV = dot('BLD,VD->BLV', hidden_BLD, table_VD, self.dtype)
     else:
-      head_DV = constrain(params['head']['kernel'], None, 'vocab')
+      head_DV = constrain(params['head'], None, 'vocab')
       logits_BLV = dot('BLD,DV->BLV', hidden_BLD, head_DV, self.dtype)
     logits_BLV = constrain(logits_BLV * self.logit_scale, 'batch', 'length', 'vocab')
     if self.logit_softcap is not None:
@@ -252,9 +252,8 @@ class Decoder(Config):
 
     def run(params, x_BLD, segments_BL, positions_BL, turns, cache):
       turn = turns[1] if window else turns[0]
-      return Block(self, window).apply(
-        {'params': params}, x_BLD, segments_BL, positions_BL, turn, cache
-      )
+      block = Block(self, window)
+      return _apply(block, params, x_BLD, segments_BL, positions_BL, turn, cache)
 
     if self.remat == 'none':
       return run
@@ -406,23 +405,26 @@ def cache_mask(positions_BL: jax.Array, slots: int, window: int) -> jax.Array:
 
 
 class Ends(nn.Module):
-  """The token table, the final norm and an untied head."""
+  """The token table f32 [V, D], the final norm and an untied head f32 [D, V]."""
 
   config: Decoder
 
   def setup(self) -> None:
     c = self.config
-    self.table = Table(c, name='embed')
+    if c.vocab is None:
+      raise UserError('model.vocab is none and no tokenizer gives it: pass --model.vocab=N')
+    start = nn.initializers.normal(c.embedding_std)
+    self.table_VD = declare(self, 'embed', start, (c.vocab, c.width), ('vocab', 'embed'))
     self.final_norm = RmsNorm(c.norm, c.width)
     if c.embedding_norm is not None:
       self.embedding_norm = RmsNorm(c.embedding_norm, c.width)
     if c.head == 'untied':
-      self.head = Head(c)
+      self.head_DV = weight(self, 'head', (c.width, c.vocab), ('embed', 'vocab'))
 
   def embed(self, tokens_BL: jax.Array) -> jax.Array:
     c = self.config
     # Gathered over fsdp first: looked up in a table sharded over two axes, XLA would replicate x.
-    table_VD = constrain(self.table(), 'vocab', None)
+    table_VD = constrain(self.table_VD, 'vocab', None)
     x_BLD = jnp.take(table_VD, tokens_BL, axis=0) * c.embedding_scale
     if c.embedding_norm is not None:
       x_BLD = self.embedding_norm(x_BLD)
@@ -433,34 +435,12 @@ class Ends(nn.Module):
 
   def both(self, tokens_BL: jax.Array) -> jax.Array:
     """Touches every parameter, for `init`."""
-    if self.config.head == 'untied':
-      self.head()
     return self.finish(self.embed(tokens_BL))
 
 
-class Table(nn.Module):
-  """Token embeddings, f32 [V, D]."""
-
-  config: Decoder
-
-  @nn.compact
-  def __call__(self) -> jax.Array:
-    c = self.config
-    if c.vocab is None:
-      raise UserError('model.vocab is none and no tokenizer gives it: pass --model.vocab=N')
-    start = nn.with_partitioning(nn.initializers.normal(c.embedding_std), ('vocab', 'embed'))
-    return self.param('table', start, (c.vocab, c.width), jnp.float32)
-
-
-class Head(nn.Module):
-  """An untied head, f32 [D, V]."""
-
-  config: Decoder
-
-  @nn.compact
-  def __call__(self) -> jax.Array:
-    c = self.config
-    return weight(self, 'kernel', (c.width, c.vocab or 0), ('embed', 'vocab'))
+def _apply(module: nn.Module, params: Params, *arguments: Any, method: str | None = None) -> Any:
+  """What `module` returns of `arguments`; Flax types it as possibly mutated variables too."""
+  return module.apply({'params': params}, *arguments, method=method)
 
 
 def _block_example(c: Decoder):

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
 def dot(spec: str, x: jax.Array, w: jax.Array, dtype: str = 'float32') -> jax.Array:
   """`einsum(spec, x, w)` of operands cast to `dtype`, accumulated and returned in f32.
 
@@ -20,6 +19,11 @@ def dot(spec: str, x: jax.Array, w: jax.Array, dtype: str = 'float32') -> jax.Ar
     x, w: arrays of any float dtype; gradients come back in their own dtypes.
     dtype: 'float32' or 'bfloat16', what the operands (and the cotangent) are rounded to.
   """
+  return _dot(spec, x, w, dtype)  # type: ignore[return-value]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def _dot(spec: str, x: jax.Array, w: jax.Array, dtype: str) -> jax.Array:
   return jnp.einsum(spec, x.astype(dtype), w.astype(dtype), preferred_element_type=jnp.float32)
 
 
@@ -40,4 +44,4 @@ def _backward(spec: str, dtype: str, residuals, dy: jax.Array):
   return dx.astype(x_like.dtype), dw.astype(w_like.dtype)
 
 
-dot.defvjp(_forward, _backward)
+_dot.defvjp(_forward, _backward)

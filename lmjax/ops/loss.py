@@ -5,6 +5,7 @@ B batch, L length, D width, V vocab. Knows nothing of the model: logits come fro
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,7 @@ def cross_entropy(
   """
   L = hidden_BLD.shape[1]
   size = chunk if 0 < chunk < L and L % chunk == 0 else L
-  total = _total(logits_of, size, z_loss, head, hidden_BLD, targets_BL, weights_BL)
+  total: Any = _total(logits_of, size, z_loss, head, hidden_BLD, targets_BL, weights_BL)
   return Mean(total, jnp.sum(weights_BL))
 
 

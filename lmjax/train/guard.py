@@ -3,7 +3,8 @@
 import os
 import signal
 import sys
-from types import FrameType, TracebackType
+import threading
+from types import TracebackType
 
 EXIT_SAVED = 75  # EX_TEMPFAIL: launch files start the job again on it
 EXIT_AT_ONCE = 1
@@ -12,17 +13,25 @@ EXIT_AT_ONCE = 1
 class Guard:
   """While entered, turns the first signal into `stop_requested` and the second into an exit.
 
-  Until `defer` is called there is nothing to save, and the first signal exits with 75 right away.
+  Outside `defer` ... `release` there is nothing to save, and the first signal exits with 75 right
+  away. A thread acts on signals, since Python's own handlers wait until the main thread is back
+  from C: from a compilation or a long step, perhaps minutes after a second signal.
   """
 
   def __init__(self) -> None:
     self.stop_requested = False
     self._deferred = False
+    self._lock = threading.Lock()
     self._previous: dict[signal.Signals, object] = {}
 
   def __enter__(self) -> 'Guard':
+    self._signals, self._woken = os.pipe()
+    os.set_blocking(self._woken, False)
+    self._before = signal.set_wakeup_fd(self._woken, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT):
-      self._previous[number] = signal.signal(number, self._on_signal)
+      self._previous[number] = signal.signal(number, lambda number, frame: None)
+    self._thread = threading.Thread(target=self._watch, name='guard', daemon=True)
+    self._thread.start()
     return self
 
   def __exit__(
@@ -30,24 +39,45 @@ class Guard:
   ) -> None:
     for number, handler in self._previous.items():
       signal.signal(number, handler)  # type: ignore[arg-type]
+    signal.set_wakeup_fd(self._before)
+    os.close(self._woken)
+    self._thread.join()
+    os.close(self._signals)
 
   def defer(self) -> None:
     """From here on there is something to save: the loop asks `stop_requested` after every step."""
     self._deferred = True
 
-  def _on_signal(self, number: int, frame: FrameType | None) -> None:
-    del frame
-    name = signal.Signals(number).name
+  def release(self, saved: str) -> None:
+    """All is saved: exits with 75 if a signal came, and from here on as soon as one comes.
+
+    Args:
+      saved: what to say before this exit.
+    """
+    with self._lock:
+      self._deferred = False
+      stop = self.stop_requested
+    if stop:
+      _say(saved)
+      sys.exit(EXIT_SAVED)
+
+  def _watch(self) -> None:
+    while numbers := os.read(self._signals, 1):
+      if numbers[0] in self._previous:
+        with self._lock:
+          self._act(signal.Signals(numbers[0]).name)
+
+  def _act(self, name: str) -> None:
     if self.stop_requested:
       _say(f'{name} again: exiting at once, what was not saved is lost')
       os._exit(EXIT_AT_ONCE)
     self.stop_requested = True
     if not self._deferred:
-      _say(f'{name}: nothing to save yet, exiting; run the same command to start again')
-      sys.exit(EXIT_SAVED)
+      _say(f'{name}: nothing to save here, exiting; run the same command to go on')
+      os._exit(EXIT_SAVED)
     _say(f'{name}: saving after this step; once more exits at once')
 
 
 def _say(sentence: str) -> None:
-  # Straight to the file descriptor: a signal may arrive inside a buffered write of the same stream.
+  # Straight to the file descriptor: the main thread may hold the lock of the buffered stream.
   os.write(2, f'\nlmjax: {sentence}\n'.encode())

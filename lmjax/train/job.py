@@ -25,6 +25,7 @@ from lmjax.data.split import Part
 from lmjax.train.evaluate import Evaluator
 from lmjax.train.guard import Guard
 from lmjax.train.loop import Loop
+from lmjax.train.profile import Profile, step_range
 from lmjax.train.state import (
   TrainState,
   abstract_state,
@@ -51,6 +52,7 @@ class Job:
 
   def __init__(self, task: 'Pretrain', workdir: Path, guard: Guard) -> None:
     self.task, self.workdir, self.guard = task, workdir, guard
+    self._closed = False
     self.ledger = Ledger(workdir / 'ledger.json')
     self.mesh = task.mesh.build()
     self.mixture = Mixture.load(task.mixture) if task.mixture else None
@@ -73,6 +75,7 @@ class Job:
     self.store = Store(
       workdir / 'checkpoints', keep_latest=keep.keep_latest, keep_every=keep.keep_every, files=files
     )
+    self.profile = Profile(step_range(task.profile_steps), workdir / 'profile', self.ledger)
     self.first_loss = _FirstLoss()
     self.writers = task.writers.build(workdir, task.last_step, self.first_loss)
     self.evaluator = Evaluator(
@@ -86,10 +89,13 @@ class Job:
     self.close()
 
   def close(self) -> None:
-    """Waits for the last save and writes the ledger; again does nothing."""
-    with self.ledger.measure('checkpoint'):
-      self.store.close()
-    self.writers.close()
+    """Waits for the last save, closes what training writes to and saves the ledger, also again."""
+    if not self._closed:
+      self._closed = True
+      self.profile.close()
+      with self.ledger.measure('checkpoint'):
+        self.store.close()
+      self.writers.close()
     self.ledger.save()
 
   def start(self) -> tuple[TrainState, int]:
@@ -134,7 +140,9 @@ class Job:
     task = self.task
     step = make_step(task.objective, self.model, self.tx, task.accumulate)
     place = batch_sharding(self.mesh)
-    shape = lambda dtype: jax.ShapeDtypeStruct((task.batch, task.length), dtype, sharding=place)
+    shape: Any = lambda dtype: jax.ShapeDtypeStruct(
+      (task.batch, task.length), dtype, sharding=place
+    )
     i32, f32 = shape(jnp.int32), shape(jnp.float32)
     batch = Batch(tokens_BL=i32, targets_BL=i32, weights_BL=f32, segments_BL=i32, positions_BL=i32)
     layout = jax.tree.map(lambda x: x.sharding, state)
@@ -142,13 +150,13 @@ class Job:
       jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, None))
       return jitted.lower(state, batch).compile()
 
-  def loop(self, train_step: Callable) -> Loop:
-    """The loop over `train_step`, which saves, evaluates and stops as the task says."""
+  def loop(self, train_step: Callable, first: int) -> Loop:
+    """The loop on from step `first`, which saves, evaluates and stops as the task says."""
     self.guard.defer()
     clock = lambda: self.ledger.spent('compute', 'data')
     peak = peak_flops()[0] / self.flops_per_token
     return Loop(
-      train_step=train_step,
+      train_step=self.profile.wrap(train_step, first),
       evaluate=self._evaluate,
       save=self.save,
       evaluate_every=self.task.evaluate_every,

@@ -44,8 +44,8 @@ class Loop(NamedTuple):
     a save all of them are written: a restored run finds each earlier step's in place.
     """
     unread: tuple[int, dict[str, jax.Array]] | None = None
-    step = first
-    while step < last and not self.guard.stop_requested:
+    step, stopping = first, first >= last
+    while not stopping:
       step += 1
       with self.ledger.measure('data'):
         batch = next(batches)
@@ -57,22 +57,27 @@ class Loop(NamedTuple):
       stopping = step == last or self.guard.stop_requested
       evaluates = step % self.evaluate_every == 0 and not stopping
       if evaluates or stopping or step % self.save_every == 0:
-        self._settle(step, state, metrics, evaluates, stopping)
+        stopping = self._settle(step, state, metrics, evaluates, stopping)
         unread = None
     return state, step
 
   def _settle(
     self, step: int, state: TrainState, metrics: dict[str, Any], evaluates: bool, stopping: bool
-  ) -> None:
-    """Waits for `step`, writes all that is known of it, and saves where that is due."""
+  ) -> bool:
+    """Waits for `step`, writes all that is known of it, and saves where that is due.
+
+    Returns whether to stop here: also for a signal that came meanwhile, after which it was saved.
+    """
     with self.ledger.measure('compute'):
       jax.block_until_ready(metrics)
     with self.ledger.measure('evaluation'):
       results = self.evaluate(state) if evaluates else {}
     self._write(step, metrics, results)
+    stopping = stopping or self.guard.stop_requested
     if stopping or step % self.save_every == 0:
       with self.ledger.measure('checkpoint'):
         self.save(step, state)
+    return stopping
 
   def _write(self, step: int, metrics: dict[str, jax.Array], results: dict[str, float]) -> None:
     numbers = {name: value.item() for name, value in jax.device_get(metrics).items()}

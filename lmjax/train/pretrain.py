@@ -1,6 +1,5 @@
 """The main job: from posts to a trained language model, in one task that can be stopped anywhere."""
 
-import sys
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -10,7 +9,7 @@ from lmjax.checkpoint.store import Checkpoint
 from lmjax.core.config import leaf, part
 from lmjax.core.errors import UserError
 from lmjax.core.metrics import Writers
-from lmjax.core.task import Report, Task
+from lmjax.core.task import Report, Task, hold_workdir
 from lmjax.data.sources import Posts
 from lmjax.data.split import Split
 from lmjax.data.tokenizer import TokenizerConfig
@@ -21,8 +20,9 @@ from lmjax.optim.optimizer import AdamW, Optimizer
 from lmjax.parallel.mesh import Mesh
 from lmjax.parallel.sharding import check_mesh
 from lmjax.train import results
-from lmjax.train.guard import EXIT_SAVED, Guard
+from lmjax.train.guard import Guard
 from lmjax.train.job import Job
+from lmjax.train.profile import step_range
 
 
 class Pretrain(Task):
@@ -79,7 +79,7 @@ class Pretrain(Task):
         '--tokenizer and --vocab contradict: a file has its own vocabulary, drop --vocab'
       )
     check_mesh(self.mesh.sizes, self.model, self.batch // self.accumulate, self.accumulate)
-    profile_range(self.profile_steps)
+    step_range(self.profile_steps)
 
   @property
   def last_step(self) -> int:
@@ -96,27 +96,15 @@ class Pretrain(Task):
       print(f'This run is finished, at step {finished["steps"]:,}.')
       print(results.closing_text(finished, workdir))
       return finished
-    with Guard() as guard, Job(self, workdir, guard) as job:
+    with Guard() as guard, hold_workdir(workdir), Job(self, workdir, guard) as job:
       state, first = job.start()
       print(job.header(first), flush=True)
       batches = job.batches(first, self.last_step)
       with jax.set_mesh(job.mesh):
         train_step = job.compile_step(state)
-        state, step = job.loop(train_step).run(state, batches, first, self.last_step)
-      if guard.stop_requested:
-        job.close()
-        print(f'\nlmjax: saved at step {step:,}; run the same command to go on', file=sys.stderr)
-        sys.exit(EXIT_SAVED)
+        state, step = job.loop(train_step, first).run(state, batches, first, self.last_step)
+      job.close()
+      guard.release(f'saved at step {step:,}; run the same command to go on')
       report = results.conclude(job, state, step)
     print(results.closing_text(report, workdir))
     return report
-
-
-def profile_range(text: str) -> tuple[int, int] | None:
-  """(first, last) of `FIRST:LAST`, None of nothing."""
-  if not text:
-    return None
-  first, colon, last = text.partition(':')
-  if not (colon and first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
-    raise UserError(f'profile_steps={text!r}: expected FIRST:LAST, two steps such as 10:15')
-  return int(first), int(last)

@@ -53,7 +53,9 @@ def state_dims(model: Decoder, tx: optax.GradientTransformation) -> TrainState:
     transform_non_params=lambda leaf: (None,) * leaf.ndim,
     is_leaf=lambda node: isinstance(node, optax.MaskedNode),
   )
-  return TrainState((), (), dims, moments, (None,))
+  scalar: Any = ()
+  key: Any = (None,)
+  return TrainState(scalar, scalar, dims, moments, key)
 
 
 def _moment_dims(moment: Any, names: sharding.Dims, param: jax.ShapeDtypeStruct) -> Any:

@@ -1,5 +1,6 @@
 """One training step: a pure function of state and batch."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -30,7 +31,8 @@ def make_step(
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
-    state = state.replace(
+    state = dataclasses.replace(
+      state,
       step=state.step + 1,
       skipped=state.skipped + jnp.where(finite, 0, 1),
       params=keep(params, state.params),
