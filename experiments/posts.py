@@ -22,7 +22,7 @@ PLAIN = Norm(scale='none')
 def posts_tiny() -> Pretrain:
   """Train a small model on 63,326 real posts: about 150 s of training on 2 cores."""
   return Pretrain(
-    steps=700,
+    steps=600,
     batch=16,
     length=128,
     model=Decoder(
@@ -35,13 +35,15 @@ def posts_tiny() -> Pretrain:
       activation='relu2',
       qk_norm=PLAIN,
       embedding_norm=PLAIN,
-      layout='list',
       attention_block=32,
     ),
     objective=Language(chunk=32),
+    checkpoint=Checkpoint(every_steps=100),
     optimizer=Muon(
-      matrix_lr=0.02,
-      peak_lr=3e-3,
+      matrix_lr=0.012,
+      preconditioning='aol',
+      ns_steps=4,
+      peak_lr=6e-3,
       weight_decay=0.0,
       clip_norm=None,
       schedule=WarmupStableDecay(warmup_fraction=0.03, decay_fraction=0.7),
@@ -59,7 +61,7 @@ def posts_sample() -> Sample:
 def posts_moe_tiny() -> Pretrain:
   """The same with 4 experts a layer, 2 for each token."""
   dense = posts_tiny()
-  model = dataclasses.replace(dense.model, mlp=512, layout='scan', moe=MoE(experts=4, top_k=2))
+  model = dataclasses.replace(dense.model, mlp=512, moe=MoE(experts=4, top_k=2))
   return dataclasses.replace(dense, model=model)
 
 

@@ -5,43 +5,52 @@ mistake, 75 saved after SIGTERM and wants to be started again, 1 anything else.
 """
 
 import datetime
+import os
 import sys
 from collections.abc import Sequence
 
-from lmjax.core import command_line, registry
+from lmjax.core import command_line
 from lmjax.core.compilation import keep_compiled
 from lmjax.core.errors import UserError
-from lmjax.core.task import save_config, write_report
+from lmjax.core.task import default_workdir, save_config, write_report
 
 
 def main(argv: Sequence[str]) -> int:
   """Runs one command; returns its exit code."""
   try:
     command = command_line.parse(argv)
-    if command.list:
-      print(command_line.listing(registry.entries()))
-    elif command.task is None:
-      print(command_line.welcome(registry.entries()))
-      return 0 if command.help else 2
-    elif command.help:
-      print(command_line.help_text(command))
+    if isinstance(command, str):
+      show(command)
     else:
       run(command)
   except UserError as error:
     print(f'lmjax: {error}', file=sys.stderr)
     return 2
+  except KeyboardInterrupt:
+    print('lmjax: interrupted', file=sys.stderr)
+    return 1
   return 0
 
 
 def run(command: command_line.Command) -> None:
   """Runs the task in its workdir and leaves config.json and report.json there."""
   started = datetime.datetime.now(datetime.UTC)
-  task, workdir = command.chosen()
+  name, task, workdir = command
+  workdir = workdir or default_workdir(task, name)
   keep_compiled()
-  save_config(task, command.experiment, workdir)
+  save_config(task, name, workdir)
   report = task.run(workdir)
-  if 'schema' not in report:
-    write_report(workdir, command.experiment, started, report)
+  if 'schema' not in report:  # else it was finished before, and this is what it left then
+    write_report(workdir, name, started, report)
+
+
+def show(text: str) -> None:
+  """Prints `text`, of which the reader may want but the first lines: `--help | head`."""
+  try:
+    print(text, flush=True)
+  except BrokenPipeError:
+    # Or Python would flush the rest when it exits, and complain.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == '__main__':

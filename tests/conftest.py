@@ -10,7 +10,33 @@ os.environ['XLA_FLAGS'] = (
 ).strip()
 
 import jax
+import pytest
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_compilation_cache_dir', str(Path(tempfile.gettempdir()) / 'lmjax-test-xla'))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+
+# Tests that may be skipped, and why. .ci/run sets LMJAX_STRICT_SKIPS: any other skip is a failure there.
+_ALLOWED_SKIPS = Path(__file__).with_name('allowed_skips.txt')
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+  return refuse_unlisted_skip((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report():
+  return refuse_unlisted_skip((yield))
+
+
+def refuse_unlisted_skip(report):
+  """`report`, failed where it is a skip that no line of the list names (a test, or a whole file)."""
+  if os.environ.get('LMJAX_STRICT_SKIPS') and report.skipped and not hasattr(report, 'wasxfail'):
+    listed = {line.partition('#')[0].strip() for line in _ALLOWED_SKIPS.read_text().splitlines()}
+    names = {report.nodeid, report.nodeid.partition('[')[0], report.nodeid.partition('::')[0]}
+    if not names & listed:
+      reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+      report.outcome = 'failed'
+      report.longrepr = f'{reason}\nnot in tests/{_ALLOWED_SKIPS.name}: run it, or list it there'
+  return report

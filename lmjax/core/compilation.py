@@ -15,7 +15,7 @@ def keep_compiled() -> None:
   """Has JAX keep what it compiles in the cache folder, unless it was told another folder."""
   import jax
 
-  if jax.config.jax_compilation_cache_dir is not None:
+  if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
     return
   folder = cache_folder() / 'xla' / _processor()
   try:

@@ -63,7 +63,7 @@ def part(default: Any, doc: str, *, inline: bool = False, run: bool = False) -> 
   return dataclasses.field(default=default, metadata={'doc': doc, 'inline': inline, 'run': run})
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(leaf, part))
+@dataclass_transform(frozen_default=True, kw_only_default=True)
 class Config:
   """Base of every part and task. Subclasses become frozen, keyword-only dataclasses."""
 
@@ -258,8 +258,10 @@ def describe(kind: Any, metadata: Mapping[str, Any] = types.MappingProxyType({})
     return f'{len(each)} comma-separated values: {"; ".join(each)}'
   if isinstance(kind, type) and issubclass(kind, enum.Enum):
     return f'one of: {", ".join(kind.__members__)}'
+  if _part_types(kind):
+    return ' or '.join(part_type.__name__ for part_type in _part_types(kind))
   words = {int: 'an integer', float: 'a number', bool: 'true or false', str: 'a text'}
-  return words.get(kind, getattr(kind, '__name__', str(kind))) + _range(metadata)
+  return words.get(kind, str(kind)) + _range(metadata)
 
 
 def _range(metadata: Mapping[str, Any]) -> str:

@@ -13,15 +13,26 @@ class UserError(ValueError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-  """`did you mean a or b?` for the closest of `known`, else all of them.
-
-  Of a dotted one its last word is enough: `width` is close to `model.width`.
-  """
+  """`did you mean a or b?` for the closest of `known`; where none is close, all of them."""
   known = sorted(known)
-  close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-  if not close:
-    by_end = {item.rpartition('.')[2]: item for item in reversed(known)}
-    close = [by_end[end] for end in difflib.get_close_matches(name, by_end, n=3, cutoff=0.6)]
+  close = closest(name, known)
   if close:
     return f'did you mean {" or ".join(close)}?'
-  return f'known are: {", ".join(known)}' if known else 'none is known'
+  return f'known are: {", ".join(known) or "none"}'
+
+
+def closest(name: str, known: Iterable[str]) -> list[str]:
+  """Up to three of `known` that `name` may stand for, the likeliest first.
+
+  Part of a name will do: `width` is close to `model.width`, and `lr` to `optimizer.peak_lr`.
+  """
+  alike = {item: _likeness(name, item) for item in known}
+  limit = max([0.6, *(likeness - 0.1 for likeness in alike.values())])
+  return sorted((item for item in alike if alike[item] >= limit), key=lambda item: -alike[item])[:3]
+
+
+def _likeness(name: str, item: str) -> float:
+  """From 0 to 1; a part that is the same counts a little less than the whole."""
+  ratio = lambda text: difflib.SequenceMatcher(None, name, text).ratio()
+  end = item.rpartition('.')[2]
+  return max(ratio(item), 0.95 * ratio(end), *(0.8 * ratio(word) for word in end.split('_')))

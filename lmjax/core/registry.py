@@ -8,6 +8,7 @@ import ast
 import functools
 import importlib
 import importlib.util
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -40,7 +41,7 @@ def entries() -> dict[str, Entry]:
   """Every registered experiment by name."""
   found: dict[str, Entry] = {}
   for path in sorted(_folder().glob('*.py')):
-    for node in ast.parse(path.read_text()).body:
+    for node in ast.parse(path.read_text(encoding='utf-8'), str(path)).body:
       if isinstance(node, ast.FunctionDef) and _is_registered(node):
         if node.name in found:
           raise TypeError(
@@ -53,37 +54,58 @@ def entries() -> dict[str, Entry]:
 
 def find(name: str) -> Task:
   """The task of experiment `name`, or of `package.module:function`."""
-  module, colon, function = name.partition(':')
-  if not colon:
-    if name not in entries():
-      raise UserError(f'unknown experiment {name!r}: {nearest(name, entries())}')
-    module, function = entries()[name].module, name
+  if ':' in name:
+    return _find_outside(name)
+  if name not in entries():
+    known = nearest(name, entries())
+    raise UserError(f'unknown experiment {name!r}: {known}')
+  return getattr(importlib.import_module(entries()[name].module), name)()
+
+
+def _find_outside(name: str) -> Task:
+  """The task of the user's own `package.module:function`; what goes wrong in it is theirs to mend."""
+  module, _, function = name.partition(':')
+  if not all(word.isidentifier() for word in [*module.split('.'), function]):
+    raise UserError(f'--experiment={name}: expected package.module:function')
   try:
-    build = getattr(importlib.import_module(module), function)
-  except ModuleNotFoundError as error:
-    if error.name is None or not module.startswith(error.name):
-      raise
-    raise UserError(
-      f'--experiment={name}: there is no module {module!r} on the Python path'
-    ) from None
-  except AttributeError:
-    raise UserError(f'--experiment={name}: module {module} has no function {function!r}') from None
-  task = build()
+    functions = vars(importlib.import_module(module))
+    if not callable(functions.get(function)):
+      known = [key for key, value in functions.items() if callable(value)]
+      raise UserError(f'module {module} has no function {function!r}: {nearest(function, known)}')
+    task = functions[function]()
+  except UserError as error:
+    raise UserError(f'--experiment={name}: {error}') from None
+  except Exception as error:
+    if isinstance(error, ModuleNotFoundError) and f'{module}.'.startswith(f'{error.name}.'):
+      raise UserError(
+        f'--experiment={name}: there is no module {module!r} on the Python path: '
+        'start from its folder, or set PYTHONPATH'
+      ) from None
+    raise UserError(f'--experiment={name} raised {_told(error)}') from error
   if not isinstance(task, Task):
-    raise UserError(f'--experiment={name}: {function} returned {type(task).__name__}, not a Task')
+    raise UserError(
+      f'--experiment={name}: {function} returned {type(task).__name__}: return a lmjax.core.task.Task'
+    )
   return task
+
+
+def _told(error: Exception) -> str:
+  """An error in one line, with the place it came from."""
+  said = ' '.join(f'{type(error).__name__}: {error}'.split())
+  frames = traceback.extract_tb(error.__traceback__)
+  frames = [frame for frame in frames if frame.filename not in (__file__, importlib.__file__)]
+  place = frames[-1] if frames and not frames[-1].filename.startswith('<') else None
+  return f'{said} ({place.filename}, line {place.lineno})' if place else said
 
 
 def _folder() -> Path:
   """The `experiments` package that ships with lmjax, refused when a folder of the user's hides it."""
   ours = Path(lmjax.__file__).resolve().parent.parent / 'experiments'
-  found = importlib.util.find_spec('experiments')
-  if found is None or found.origin is None or Path(found.origin).resolve().parent != ours:
-    where = (
-      found and (found.origin or list(found.submodule_search_locations or ['?'])[0])
-    ) or 'nowhere'
+  spec = importlib.util.find_spec('experiments')
+  places = list(spec.submodule_search_locations or [spec.origin]) if spec else []
+  if [Path(place or '').resolve() for place in places] != [ours]:
     raise UserError(
-      f"Python finds 'experiments' in {where}, which hides lmjax's own in {ours}: "
+      f"Python's 'experiments' is {places[0] if places else 'nowhere'}, not {ours} of lmjax: "
       'run from another folder, or rename yours and pass --experiment=your_package.module:function'
     )
   return ours

@@ -9,14 +9,16 @@ import functools
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
-from lmjax.core.config import Config, changed_identity, to_json
+from lmjax.core.config import Config, changed_identity, to_json, to_text
 from lmjax.core.errors import UserError
 
 SCHEMA = 1
@@ -37,31 +39,58 @@ class Task(Config):
 
 
 def default_workdir(task: Task, name: str) -> Path:
-  """`runs/NAME` for a task that resumes, else the next free `runs/NAME-0001`."""
+  """`runs/NAME` for a task that resumes, else a new folder `runs/NAME-0001`, the next number free."""
   base = Path('runs') / name.rpartition(':')[2]
   if task.resumes:
     return base
-  taken = [int(path.name.rpartition('-')[2]) for path in base.parent.glob(f'{base.name}-[0-9]*')]
-  return base.with_name(f'{base.name}-{max(taken, default=0) + 1:04d}')
+  numbers = [path.name.removeprefix(f'{base.name}-') for path in base.parent.glob(f'{base.name}-*')]
+  number = max((int(text) for text in numbers if text.isdecimal()), default=0)
+  while True:
+    number += 1
+    folder = base.with_name(f'{base.name}-{number:04d}')
+    try:
+      folder.mkdir(parents=True)
+    except FileExistsError:
+      continue  # another process was quicker
+    except OSError as error:
+      raise _unwritable(folder, error) from None
+    return folder
 
 
 def save_config(task: Task, name: str, workdir: Path) -> None:
   """Writes `workdir/config.json`; refuses a workdir that another configuration began."""
   path = workdir / 'config.json'
-  if task.resumes and path.exists():
-    old = json.loads(path.read_text())
-    if old['experiment'] != name:
-      raise UserError(
-        f'{workdir} holds a run of {old["experiment"]}, not of {name}: pass another --workdir'
-      )
-    changed = changed_identity(old['config'], task)
-    if changed:
-      listed = '; '.join(f'{key} was {before!r}, now {after!r}' for key, before, after in changed)
-      raise UserError(
-        f'{workdir} was begun with other settings ({listed}): '
-        'pass the old values to continue it, or another --workdir to begin anew'
-      )
-  write_json(path, {'schema': SCHEMA, 'experiment': name, 'config': to_json(task)})
+  try:
+    old = json.loads(path.read_text(encoding='utf-8')) if path.exists() else None
+    if old is not None:
+      _check_same(task, name, workdir, old['experiment'], old['config'])
+    write_json(path, {'schema': SCHEMA, 'experiment': name, 'config': to_json(task)})
+  except OSError as error:
+    raise _unwritable(workdir, error) from None
+  except (KeyError, TypeError, json.JSONDecodeError):
+    raise UserError(f'{path} is damaged: pass another --workdir') from None
+
+
+def _check_same(
+  task: Task, name: str, workdir: Path, experiment: str, saved: Mapping[str, Any]
+) -> None:
+  """UserError when `task` is not what `workdir` was begun with."""
+  if experiment != name:
+    raise UserError(f'{workdir} holds a run of {experiment}, not of {name}: pass another --workdir')
+  changed = changed_identity(saved, task) if task.resumes else []
+  if changed:
+    text = lambda value: to_text(value) or "''"
+    listed = '; '.join(f'{key} was {text(old)}, now {text(new)}' for key, old, new in changed)
+    raise UserError(
+      f'{workdir} was begun with other settings ({listed}): '
+      'pass the old values to continue it, or another --workdir to begin anew'
+    )
+
+
+def _unwritable(folder: Path, error: OSError) -> UserError:
+  return UserError(
+    f'{folder} cannot be written ({error.strerror}): pass --workdir=FOLDER, one that can'
+  )
 
 
 def hold_workdir(workdir: Path) -> IO[str]:
@@ -103,16 +132,27 @@ def write_report(workdir: Path, name: str, started: datetime.datetime, report: R
     'started': started.isoformat(timespec='seconds'),
     'seconds': (now - started).total_seconds(),
   }
-  full = {**common, **report}
+  full = _finite({**common, **report})
   write_json(workdir / 'report.json', full)
   return full
 
 
+def _finite(value: Any) -> Any:
+  """`value` with null for each number that JSON has no word for."""
+  if isinstance(value, Mapping):
+    return {key: _finite(item) for key, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [_finite(item) for item in value]
+  return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(path: Path, value: Any) -> None:
   """Writes `value` so that a reader sees the old file or the new one, never half of one."""
+  text = json.dumps(value, indent=2, ensure_ascii=False) + '\n'
   path.parent.mkdir(parents=True, exist_ok=True)
   draft = path.with_name(f'.{path.name}.{os.getpid()}')
-  draft.write_text(json.dumps(value, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
+  # Of bytes on the command line that are no UTF-8, Python makes characters that have no UTF-8.
+  draft.write_bytes(text.encode(errors='backslashreplace'))
   os.replace(draft, path)
 
 
@@ -124,8 +164,13 @@ def device() -> str:
   devices = jax.devices()
   kind = devices[0].device_kind
   if devices[0].platform == 'cpu':
-    kind = f'cpu ({_processor()}, {len(os.sched_getaffinity(0))} cores)'
+    kind = f'cpu ({_processor()}, {_cores()} cores)'
   return f'{len(devices)} x {kind}'
+
+
+def _cores() -> int | None:
+  """CPU cores that this process may use; where the system cannot say, those there are."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
 def _processor() -> str:
@@ -149,10 +194,13 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
+  """The commit that lmjax runs from; None of an installed copy, also inside someone's repository."""
   here = Path(__file__).resolve().parent
-  command = ['git', '-C', str(here), 'rev-parse', 'HEAD']
+  command = ['git', '-C', str(here), 'rev-parse', '--show-prefix', 'HEAD']
   try:
     found = subprocess.run(command, capture_output=True, text=True, timeout=10)
   except (OSError, subprocess.TimeoutExpired):
     return None
-  return found.stdout.strip() if found.returncode == 0 else None
+  prefix, _, commit = found.stdout.partition('\n')
+  ours = found.returncode == 0 and prefix == 'lmjax/core/'
+  return commit.strip() if ours else None

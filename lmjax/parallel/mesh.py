@@ -50,7 +50,7 @@ class Mesh(Config):
     if self.devices > len(here):
       raise UserError(
         f'mesh {self} needs {self.devices} devices, here are {len(here)}: '
-        f'pass mesh sizes whose product is {len(here)} or less'
+        f'pass mesh sizes whose product is {len(here)} or less{_virtual(here[0], self.devices)}'
       )
     if self.devices < len(here) and here[0].platform != 'cpu':
       logging.warning(
@@ -70,3 +70,10 @@ class Mesh(Config):
   def __str__(self) -> str:
     used = [f'{axis}={size}' for axis, size in self.sizes.items() if size > 1]
     return ' x '.join(used) or 'of one device'
+
+
+def _virtual(device: jax.Device, count: int) -> str:
+  """How to have more devices where a CPU is all there is."""
+  if device.platform != 'cpu':
+    return ''
+  return f', or set XLA_FLAGS=--xla_force_host_platform_device_count={count} to split this CPU'

@@ -22,6 +22,7 @@ from lmjax.data.loader import Loader
 from lmjax.data.mixture import Mixture
 from lmjax.data.prepare import prepare_all
 from lmjax.data.split import Part
+from lmjax.parallel.sharding import check_mesh
 from lmjax.train.evaluate import Evaluator
 from lmjax.train.guard import Guard
 from lmjax.train.loop import Loop
@@ -60,6 +61,7 @@ class Job:
     self.shards = prepare_all(sources, task.split, task.text, progress=_show_progress())
     self.tokenizer = self.shards[0].tokenizer
     self.model = task.model.with_vocab(self.tokenizer.vocab)
+    check_mesh(task.mesh.sizes, self.model, task.batch // task.accumulate, task.accumulate)
     self.loader = Loader(
       self.shards,
       batch=task.batch,
@@ -69,8 +71,10 @@ class Job:
       mixture=self.mixture,
     )
     self.tx = task.optimizer.build(self.model.dims(), task.steps)
-    self.tokenizer.save(workdir / 'tokenizer.json')
-    files = {name: (workdir / name).read_bytes() for name in ('config.json', 'tokenizer.json')}
+    files = {
+      'config.json': (workdir / 'config.json').read_bytes(),
+      'tokenizer.json': (self.shards[0].folder / 'tokenizer.json').read_bytes(),
+    }
     keep = task.checkpoint
     self.store = Store(
       workdir / 'checkpoints', keep_latest=keep.keep_latest, keep_every=keep.keep_every, files=files
@@ -102,17 +106,18 @@ class Job:
     """The newest saved state on this mesh, or a fresh one, and the steps it has behind it."""
     with self.ledger.measure('checkpoint'):
       restored = self.store.restore(tree.stack(abstract_state(self.model, self.tx, self.mesh)))
+    if restored is not None and restored.extra['data'] != self._data():
+      raise CheckpointError(
+        f'the posts have changed since {self.workdir} was begun: '
+        'put them back to continue it, or pass another --workdir'
+      )
+    self.tokenizer.save(self.workdir / 'tokenizer.json')
     if restored is None:
       self.ledger.rewind(0, {})
       self.writers.rewind(0)
       with self.ledger.measure('compile'):
         return make_state(self.model, self.tx, self.task.seed, self.mesh), 0
     extra = restored.extra
-    if extra['data'] != self._data():
-      raise CheckpointError(
-        f'the posts have changed since {self.workdir} was begun: '
-        'put them back to continue it, or pass another --workdir'
-      )
     self.first_loss.seconds = extra['first_loss_seconds']
     self.ledger.rewind(restored.step, extra['seconds'])
     self.writers.rewind(restored.step)

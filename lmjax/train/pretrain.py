@@ -78,7 +78,8 @@ class Pretrain(Task):
       raise UserError(
         '--tokenizer and --vocab contradict: a file has its own vocabulary, drop --vocab'
       )
-    check_mesh(self.mesh.sizes, self.model, self.batch // self.accumulate, self.accumulate)
+    model = self.model if self.text.tokenizer else self.model.with_vocab(self.text.vocab)
+    check_mesh(self.mesh.sizes, model, self.batch // self.accumulate, self.accumulate)
     step_range(self.profile_steps)
 
   @property

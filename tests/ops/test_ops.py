@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
+from small_models import QUICK
 
 from lmjax.ops import attention, moe, rope
 from lmjax.ops.dot import dot
@@ -14,6 +15,9 @@ from lmjax.ops.loss import cross_entropy
 from lmjax.ops.norm import rms_norm
 
 RNG = np.random.default_rng(0)
+
+# Op by op, every one of them would be compiled on its own.
+jit = functools.partial(jax.jit, compiler_options=QUICK)
 
 
 def normal(*shape):
@@ -41,9 +45,11 @@ def naive_attention(q, k, v, segments, window, scale, softcap):
 def test_blocked_attention_is_naive_attention(block, window, softcap):
   q, k, v = normal(2, 12, 4, 6), normal(2, 12, 2, 6), normal(2, 12, 2, 6)
   segments = jnp.array([[1] * 5 + [2] * 4 + [0] * 3, [1] * 12])
-  found = attention.attend_blocked(
-    q, k, v, segments, window=window, block=block, scale=0.4, softcap=softcap
-  )
+  found = jit(
+    functools.partial(
+      attention.attend_blocked, window=window, block=block, scale=0.4, softcap=softcap
+    )
+  )(q, k, v, segments)
   expected = naive_attention(*map(np.asarray, (q, k, v, segments)), window, 0.4, softcap)
   np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -55,7 +61,7 @@ def test_blocked_attention_has_the_reference_gradient():
     attention.attend_blocked(q, k, v, segments, window=0, block=block, scale=0.5) ** 2
   )
   grads = [
-    jax.grad(functools.partial(total, block), argnums=(0, 1, 2))(q, k, v) for block in (3, 10)
+    jit(jax.grad(functools.partial(total, block), argnums=(0, 1, 2)))(q, k, v) for block in (3, 10)
   ]
   jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-4), *grads)
 
@@ -63,17 +69,20 @@ def test_blocked_attention_has_the_reference_gradient():
 def test_rms_norm_is_the_formula():
   x, scale = normal(3, 8), normal(8)
   expected = np.asarray(x) / np.sqrt(np.mean(np.asarray(x) ** 2, -1, keepdims=True) + 1e-6)
-  np.testing.assert_allclose(rms_norm(x, scale, eps=1e-6), expected * np.asarray(scale), atol=1e-6)
+  np.testing.assert_allclose(
+    jit(functools.partial(rms_norm, eps=1e-6))(x, scale), expected * np.asarray(scale), atol=1e-6
+  )
 
 
 def test_rotation_is_the_complex_product_and_depends_on_distance_alone():
   x, positions = normal(1, 5, 2, 8), jnp.arange(5)[None]
   rates = rope.frequencies(8, 100.0, None)
-  turned = np.asarray(rope.rotate(x, rope.angles(positions, rates)))
+  rotate = jit(lambda x, positions: rope.rotate(x, rope.angles(positions, rates)))
+  turned = np.asarray(rotate(x, positions))
   x64 = np.asarray(x, np.float64)
   z = (x64[..., :4] + 1j * x64[..., 4:]) * np.exp(1j * np.arange(5)[None, :, None, None] * rates)
   np.testing.assert_allclose(turned, np.concatenate([z.real, z.imag], -1), atol=1e-5)
-  shifted = np.asarray(rope.rotate(x, rope.angles(positions + 7, rates)))
+  shifted = np.asarray(rotate(x, positions + 7))
   scores = lambda y: np.einsum('blhk,bmhk->bhlm', y, y)
   np.testing.assert_allclose(scores(turned), scores(shifted), atol=1e-4)
 
@@ -91,9 +100,9 @@ def test_llama3_scaling_leaves_fast_frequencies_and_stretches_slow_ones():
 
 def test_dot_gradients_are_those_of_einsum():
   x, w = normal(2, 3, 4), normal(4, 5, 6)
-  ours = jax.grad(lambda x, w: jnp.sum(dot('BLD,DHK->BLHK', x, w) ** 2), argnums=(0, 1))(x, w)
-  theirs = jax.grad(lambda x, w: jnp.sum(jnp.einsum('BLD,DHK->BLHK', x, w) ** 2), argnums=(0, 1))(
-    x, w
+  ours, theirs = (
+    jit(jax.grad(lambda x, w, f=f: jnp.sum(f('BLD,DHK->BLHK', x, w) ** 2), argnums=(0, 1)))(x, w)
+    for f in (dot, jnp.einsum)
   )
   jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), ours, theirs)
 
@@ -128,9 +137,11 @@ def test_chunked_cross_entropy_is_the_whole_one_with_its_gradient(chunk, z_loss)
     logprobs = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0]
     return jnp.sum(weights * (-logprobs + z_loss * jax.nn.logsumexp(logits, -1) ** 2))
 
-  found, expected = (jax.value_and_grad(f, argnums=(0, 1))(head, hidden) for f in (ours, naive))
+  found, expected, plain = jit(
+    lambda *at: (*(jax.value_and_grad(f, argnums=(0, 1))(*at) for f in (ours, naive)), ours(*at))
+  )(head, hidden)
   jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-5), found, expected)
-  np.testing.assert_allclose(ours(head, hidden), naive(head, hidden), rtol=1e-5)
+  np.testing.assert_allclose(plain, expected[0], rtol=1e-5)
 
 
 def test_cross_entropy_gradient_is_its_finite_difference():
@@ -140,8 +151,10 @@ def test_cross_entropy_gradient_is_its_finite_difference():
     targets = jnp.array([[0, 4, 2, 1]])
     weights = jnp.array([[1.0, 0.5, 0.0, 2.0]], jnp.float64)
     logits_of = lambda head, hidden: hidden @ head['w']
-    loss = lambda head, hidden: (
-      cross_entropy(logits_of, head, hidden, targets, weights, chunk=2, z_loss=0.1).total
+    loss = jax.jit(
+      lambda head, hidden: (
+        cross_entropy(logits_of, head, hidden, targets, weights, chunk=2, z_loss=0.1).total
+      )
     )
     check_grads(loss, (head, hidden), order=1, modes=['rev'], atol=1e-3, rtol=1e-3, eps=1e-4)
 
@@ -151,9 +164,14 @@ def experts_and_choices(experts=4, top_k=2, width=6, mlp=5, batch=2, length=10):
     normal(experts, width, mlp), normal(experts, width, mlp), normal(experts, mlp, width)
   )
   x, scores = normal(batch, length, width), normal(batch, length, experts)
-  chosen = moe.choose(scores, top_k)
   gates = jax.nn.softmax(normal(batch, length, top_k))
-  return weights, x, chosen, gates
+  return weights, x, choose(scores, top_k), gates
+
+
+choose = jit(moe.choose, static_argnums=1)
+
+
+slots = jit(moe.slots, static_argnums=2)
 
 
 def activation(gate, up):
@@ -161,24 +179,27 @@ def activation(gate, up):
 
 
 def naive_experts(weights, x, chosen, gates):
+  weights, x, chosen, gates = jax.tree.map(np.asarray, (weights, x, chosen, gates))
+  silu = lambda x: x / (1.0 + np.exp(-x))
   y = np.zeros(x.shape)
   for b, l, c in np.ndindex(*chosen.shape):
     e = int(chosen[b, l, c])
-    h = activation(x[b, l] @ weights.gate_EDF[e], x[b, l] @ weights.up_EDF[e])
+    h = silu(x[b, l] @ weights.gate_EDF[e]) * (x[b, l] @ weights.up_EDF[e])
     y[b, l] += gates[b, l, c] * (h @ weights.down_EFD[e])
   return y
 
 
 def test_choose_is_top_k():
   scores = normal(3, 7, 8)
-  np.testing.assert_array_equal(moe.choose(scores, 3), jax.lax.top_k(scores, 3)[1])
+  np.testing.assert_array_equal(choose(scores, 3), jax.lax.top_k(scores, 3)[1])
 
 
 @pytest.mark.parametrize('skew', [False, True])
 def test_dropless_experts_are_the_naive_sum(skew):
   weights, x, chosen, gates = experts_and_choices()
   chosen = jnp.broadcast_to(jnp.array([3, 1]), chosen.shape) if skew else chosen
-  found = moe.run_dropless(x, chosen, gates, weights, activation, 'float32')
+  run = functools.partial(moe.run_dropless, activation=activation, dtype='float32')
+  found = jit(run)(x, chosen, gates, weights)
   np.testing.assert_allclose(found, naive_experts(weights, x, chosen, gates), atol=1e-4)
 
 
@@ -190,7 +211,7 @@ def test_both_dropless_forms_agree_with_gradients():
     form(activation, 'float32', rows, sizes, weights) ** 2
   )
   found = [
-    jax.value_and_grad(functools.partial(total, form), argnums=(0, 1))(rows, weights)
+    jit(jax.value_and_grad(functools.partial(total, form), argnums=(0, 1)))(rows, weights)
     for form in forms
   ]
   jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), *found)
@@ -198,10 +219,10 @@ def test_both_dropless_forms_agree_with_gradients():
 
 def test_capacity_large_enough_drops_nothing_and_a_small_one_drops_the_last():
   weights, x, chosen, gates = experts_and_choices()
-  place = moe.slots(chosen, jnp.ones(x.shape[:2]), 4)
-  run = lambda capacity: moe.run_capacity(
-    x, chosen, gates, place, weights, activation, capacity, 'float32'
-  )
+  place = slots(chosen, jnp.ones(x.shape[:2]), 4)
+  run = lambda capacity: jit(
+    functools.partial(moe.run_capacity, activation=activation, capacity=capacity, dtype='float32')
+  )(x, chosen, gates, place, weights)
   np.testing.assert_allclose(run(20), naive_experts(weights, x, chosen, gates), atol=1e-4)
   kept = np.asarray(gates) * (np.asarray(place) < 2)
   np.testing.assert_allclose(run(2), naive_experts(weights, x, chosen, kept), atol=1e-4)
@@ -211,4 +232,4 @@ def test_capacity_large_enough_drops_nothing_and_a_small_one_drops_the_last():
 def test_slots_count_up_in_token_order_and_skip_padding():
   chosen = jnp.array([[[0], [1], [0], [0], [1]]])
   weights = jnp.array([[1.0, 1.0, 0.0, 1.0, 1.0]])
-  np.testing.assert_array_equal(moe.slots(chosen, weights, 2)[0, :, 0], [0, 0, 5, 1, 1])
+  np.testing.assert_array_equal(slots(chosen, weights, 2)[0, :, 0], [0, 0, 5, 1, 1])

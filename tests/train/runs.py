@@ -23,17 +23,18 @@ class Run:
   """The workdir of a run of `small`, which each start of the same command goes on with.
 
   Attributes:
-    log: what all starts have printed.
+    log: the file of what all starts have printed.
   """
 
   def __init__(self, workdir: Path, cache: Path, *flags: str) -> None:
     self.workdir, self.flags = workdir, flags
     self.log = workdir.with_name(f'{workdir.name}.log')
     self._cache = cache
-    workdir.parent.mkdir(parents=True, exist_ok=True)
+    self.log.touch()
 
-  def start(self, *flags: str, devices: int = 1) -> subprocess.Popen:
-    """The command with `flags` beside those of the run, under way."""
+  @contextlib.contextmanager
+  def start(self, *flags: str, devices: int = 1) -> Iterator[subprocess.Popen]:
+    """The command with `flags` beside those of the run, under way; killed at the end of the block."""
     command = [sys.executable, '-m', 'lmjax.main', '--experiment=small:small']
     command += [f'--workdir={self.workdir}', *self.flags, *flags]
     environment = {
@@ -41,60 +42,66 @@ class Run:
       'PYTHONPATH': str(HERE),
       'LMJAX_CACHE': str(self._cache),
       'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
-      # Kept between test sessions: a cold cache costs every kind of run 10 s.
+      # Kept between test sessions: with a cold cache a run takes 10 s more.
       'JAX_COMPILATION_CACHE_DIR': str(Path(tempfile.gettempdir()) / 'lmjax-test-xla-runs'),
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
     }
     with self.log.open('ab') as log:
-      return subprocess.Popen(
+      process = subprocess.Popen(
         command, stdout=log, stderr=subprocess.STDOUT, cwd=HERE.parents[1], env=environment
       )
+    try:
+      yield process
+    finally:
+      process.kill()
+      process.wait()
 
   def finish(self, *flags: str, code: int = 0, devices: int = 1) -> str:
     """Starts the command and waits for its end with exit code `code`; what it printed."""
-    with self.printed() as text:
-      process = self.start(*flags, devices=devices)
-      assert process.wait(TIMEOUT) == code, text()
-      return text()
+    before = self.log.stat().st_size
+    with self.start(*flags, devices=devices) as process:
+      ended = process.wait(TIMEOUT)
+    assert ended == code, self.log.read_text()
+    return self.log.read_bytes()[before:].decode()
 
-  def kill_at(self, moment: Moment, *flags: str, after: float = 0.0) -> None:
-    """Starts the command and kills it `after` seconds from when `moment` first holds, while it does.
+  def kill_at(self, moment: Moment, *, after: float = 0.0) -> str:
+    """Starts the command and kills it at `moment`, or `after` seconds later; what it printed.
 
     The process is stopped while the moment is looked at again, so that it is not over at the kill.
     """
-    process = self.start(*flags)
-    with killed_at_last(process):
-      wait_for(self, process, moment)
+    before = self.log.stat().st_size
+    with self.start() as process:
+      self.wait(process, moment)
       time.sleep(after)
-      while True:
-        process.send_signal(signal.SIGSTOP)
-        state = os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
-        assert state is not None
-        assert state.si_code == os.CLD_STOPPED, self.log.read_text()
-        if moment(self):
-          break
+      while not self._is_stopped_at(process, moment):
         process.send_signal(signal.SIGCONT)
-        wait_for(self, process, moment)
+        self.wait(process, moment)
     assert process.returncode == -signal.SIGKILL
+    return self.log.read_bytes()[before:].decode()
 
-  def stop_at(self, moment: Moment, *signals: int, code: int = 75, flags: tuple = ()) -> float:
-    """Starts the command, sends `signals` to it at `moment`; seconds from the last to its exit."""
-    process = self.start(*flags)
-    with killed_at_last(process):
-      wait_for(self, process, moment)
-      for number in signals[:-1]:
-        process.send_signal(number)
-        time.sleep(0.05)  # two pending signals of one kind would be one
-      process.send_signal(signals[-1])
+  def signal_at(self, moment: Moment, number: int, *, code: int) -> float:
+    """Starts the command, signals it at `moment`; seconds until its end with exit code `code`."""
+    with self.start() as process:
+      self.wait(process, moment)
+      process.send_signal(number)
       sent = time.monotonic()
-      assert process.wait(TIMEOUT) == code, self.log.read_text()
-      return time.monotonic() - sent
+      ended = process.wait(TIMEOUT)
+    assert ended == code, self.log.read_text()
+    return time.monotonic() - sent
 
-  @contextlib.contextmanager
-  def printed(self) -> Iterator[Callable[[], str]]:
-    """A function that returns what was printed since the block began."""
-    begin = self.log.stat().st_size if self.log.exists() else 0
-    yield lambda: self.log.read_bytes()[begin:].decode()
+  def wait(self, process: subprocess.Popen, moment: Moment) -> None:
+    deadline = time.monotonic() + TIMEOUT
+    while not moment(self):
+      assert process.poll() is None, self.log.read_text()
+      assert time.monotonic() < deadline, self.log.read_text()
+      time.sleep(0.001)
+
+  def _is_stopped_at(self, process: subprocess.Popen, moment: Moment) -> bool:
+    process.send_signal(signal.SIGSTOP)
+    state = os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    assert state is not None
+    assert state.si_code == os.CLD_STOPPED, self.log.read_text()
+    return moment(self)
 
   @property
   def report(self) -> dict[str, Any]:
@@ -103,30 +110,21 @@ class Run:
   @property
   def metrics(self) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl, without what depends on the speed of the machine."""
-    path = self.workdir / 'metrics.jsonl'
-    lines = path.read_bytes().split(b'\n')[:-1] if path.exists() else []
+    lines = _lines(self.workdir / 'metrics.jsonl')
     return [
       {name: value for name, value in json.loads(line).items() if name not in SPEED}
       for line in lines
     ]
 
   @property
-  def saved(self) -> list[int]:
-    """Steps of the completed saves, oldest first; one may not have its final name yet."""
-    found = self.checkpoints.glob('*/checksums.json')
-    return sorted({int(path.parent.stem) for path in found if _is_json(path)})
-
-  @property
   def checkpoints(self) -> Path:
     return self.workdir / 'checkpoints'
 
-  def seconds(self) -> tuple[float, float]:
-    """What the ledger counts now, and what it counted at the last completed save."""
-    ledger = json.loads((self.workdir / 'ledger.json').read_text())['seconds']
-    if not self.saved:
-      return sum(ledger.values()), 0.0
-    extra = self.checkpoints / str(self.saved[-1]) / 'extra.json'
-    return sum(ledger.values()), sum(json.loads(extra.read_text())['seconds'].values())
+  @property
+  def saved(self) -> int:
+    """Step of the last completed save, 0 for none; it may not have its final name yet."""
+    found = self.checkpoints.glob('*/checksums.json')
+    return max((int(path.parent.stem) for path in found if _is_json(path)), default=0)
 
 
 def at_once(run: Run) -> bool:
@@ -137,7 +135,7 @@ def at_once(run: Run) -> bool:
 
 def at_step(step: int) -> Moment:
   """When the metrics of `step` have been written."""
-  return lambda run: _lines(run.workdir / 'metrics.jsonl') >= step
+  return lambda run: len(_lines(run.workdir / 'metrics.jsonl')) >= step
 
 
 def in_save(step: int) -> Moment:
@@ -145,31 +143,30 @@ def in_save(step: int) -> Moment:
   return lambda run: any(int(path.stem) >= step for path in run.checkpoints.glob('*.tmp'))
 
 
-def at_text(text: str) -> Moment:
-  """When `text` has been printed (by any start)."""
-  return lambda run: text.encode() in run.log.read_bytes()
+def at_ledger(step: int) -> Moment:
+  """When the ledger on disk, rewritten every second, knows of `step`."""
+
+  def reached(run: Run) -> bool:
+    path = run.workdir / 'ledger.json'
+    return path.exists() and json.loads(path.read_text())['step'] >= step
+
+  return reached
 
 
-def wait_for(run: Run, process: subprocess.Popen, moment: Moment) -> None:
-  deadline = time.monotonic() + TIMEOUT
-  while not moment(run):
-    assert process.poll() is None, run.log.read_text()
-    assert time.monotonic() < deadline, run.log.read_text()
-    time.sleep(0.001)
+def at_text(text: str, times: int = 1) -> Moment:
+  """When `text` has been printed, by this start of the command and earlier ones."""
+  return lambda run: run.log.read_bytes().count(text.encode()) >= times
 
 
-@contextlib.contextmanager
-def killed_at_last(process: subprocess.Popen) -> Iterator[None]:
-  """Leaves no process behind, whatever happens in the block."""
-  try:
-    yield
-  finally:
-    process.kill()
-    process.wait()
+def resumed_at(text: str) -> int:
+  """The step from which a start that printed `text` went on; 0 for none."""
+  found = [line for line in text.splitlines() if line.startswith('resuming')]
+  return int(found[0].split()[3]) if found else 0
 
 
-def _lines(path: Path) -> int:
-  return path.read_bytes().count(b'\n') if path.exists() else 0
+def _lines(path: Path) -> list[bytes]:
+  """The whole lines of a file that may not be there yet."""
+  return path.read_bytes().split(b'\n')[:-1] if path.exists() else []
 
 
 def _is_json(path: Path) -> bool:

@@ -13,9 +13,9 @@ POSTS = Path(__file__).parents[1] / 'data' / 'fixture' / 'posts.jsonl'
 
 
 def small() -> Pretrain:
-  """80 steps of a decoder of width 32 on the committed posts, saved every 5."""
+  """60 steps of a decoder of width 32 on the committed posts, saved every 5."""
   return Pretrain(
-    steps=80,
+    steps=60,
     batch=4,
     length=32,
     source=Posts(posts=str(POSTS)),
@@ -25,5 +25,5 @@ def small() -> Pretrain:
     checkpoint=Checkpoint(every_steps=5),
     evaluate_every=30,
     evaluate_posts=4,
-    samples=1,
+    samples=0,
   )

@@ -1,0 +1,72 @@
+"""What tests of models share: parameters with nothing at zero, packed rows, closeness of trees.
+
+Dimensions: B batch, L length.
+"""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+
+from lmjax.core import tree
+from lmjax.core.types import Batch, Params
+from lmjax.models.transformer import Decoder
+
+# LLVM's optimisations are half the time of compiling a model that runs for milliseconds.
+QUICK = {'xla_backend_optimization_level': 0}
+
+
+def random_params(model: Decoder, seed: int = 0) -> Params:
+  """Parameters with nothing at zero (fresh ones make every block the identity), made without XLA.
+
+  They are drawn in the stacked layout, so that both layouts of a model get the same.
+  """
+  stacked = dataclasses.replace(model, layout='scan')
+  shapes = jax.eval_shape(stacked.init, jax.random.key(0))
+  rng = np.random.default_rng(seed)
+
+  def draw(path: str, x: jax.ShapeDtypeStruct) -> np.ndarray:
+    start = 1.0 if path.endswith('scale') else 0.0
+    return np.asarray(start + 0.2 * rng.normal(size=x.shape), x.dtype)
+
+  params = tree.map_with_path(draw, shapes)
+  if model.layout == 'scan':
+    return params
+  return tree.map_with_path(lambda _, x: np.asarray(x), tree.unstack(params))
+
+
+def make_posts(lengths: list[int], *, vocab: int, seed: int = 0) -> list[np.ndarray]:
+  """Random token ids of posts that each fill so many positions."""
+  rng = np.random.default_rng(seed)
+  return [rng.integers(0, vocab, length + 1).astype(np.int32) for length in lengths]
+
+
+def pack(rows: list[list[np.ndarray]], length: int) -> Batch:
+  """Each item of `rows` is a list of posts that share a row."""
+  shape = (len(rows), length)
+  tokens, targets, segments, positions = (np.zeros(shape, np.int32) for _ in range(4))
+  for row, members in enumerate(rows):
+    start = 0
+    for number, post in enumerate(members, 1):
+      stop = start + len(post) - 1
+      tokens[row, start:stop], targets[row, start:stop] = post[:-1], post[1:]
+      segments[row, start:stop], positions[row, start:stop] = number, np.arange(stop - start)
+      start = stop
+  weights = (segments > 0).astype(np.float32)
+  return Batch(
+    tokens_BL=tokens,
+    targets_BL=targets,
+    weights_BL=weights,
+    segments_BL=segments,
+    positions_BL=positions,
+  )  # type: ignore[arg-type]
+
+
+def assert_close(found: Params, expected: Params, tolerance: float = 1e-5) -> None:
+  """Per tensor, max |found - expected| <= tolerance x max |expected|."""
+  for (path, a), (_, b) in zip(tree.paths(found), tree.paths(expected), strict=True):
+    a, b = np.asarray(a), np.asarray(b)
+    difference, size = np.abs(a - b).max(), np.abs(b).max()
+    assert math.isfinite(difference), path
+    assert difference <= tolerance * size, f'{path}: {difference:.2e} of {size:.2e}'

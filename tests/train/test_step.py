@@ -1,0 +1,135 @@
+"""The training step: sums that do not depend on how work is cut, and updates that are left out."""
+
+import dataclasses
+import itertools
+import json
+
+import jax
+import numpy as np
+import optax
+import pytest
+from small import POSTS, small
+from small_models import QUICK, assert_close, make_posts, pack, random_params
+
+from lmjax.core import tree
+from lmjax.core.task import save_config
+from lmjax.models.layers import Norm
+from lmjax.models.moe import MoE
+from lmjax.models.transformer import Decoder
+from lmjax.objectives.language import Language
+from lmjax.optim.optimizer import AdamW, Muon
+from lmjax.optim.schedule import WarmupStableDecay
+from lmjax.parallel.mesh import Mesh
+from lmjax.train.guard import Guard
+from lmjax.train.job import Job
+from lmjax.train.state import batch_sharding, make_state, state_shardings
+from lmjax.train.step import make_step
+
+SIZES = {'vocab': 96, 'width': 32, 'layers': 2, 'heads': 4, 'head_dim': 8, 'mlp': 64}
+MODELS = {
+  'dense': Decoder(**SIZES, kv_heads=2, qk_norm=Norm()),
+  'moe': Decoder(**SIZES, kv_heads=2, moe=MoE(experts=4, top_k=2)),
+}
+# Rows of unequal weight, one of them empty.
+ROWS = [[20, 9], [31], [5, 5, 5], [], [12, 12], [30], [3], [8, 20]]
+
+ONE = Mesh().build()
+# Its state holds the mean gradients of the step before.
+KEEP_GRADIENTS = optax.trace(0.0)
+
+
+def make_batch():
+  posts = iter(make_posts(list(itertools.chain(*ROWS)), vocab=96))
+  return pack([[next(posts) for _ in row] for row in ROWS], 32)
+
+
+def compile_step(model, tx, mesh, batch, accumulate=1):
+  """The step and the state to begin with, of random parameters, on `mesh`."""
+  layout = state_shardings(model, tx, mesh)
+  state = make_state(model, tx, 0, mesh)
+  state = state.replace(params=jax.device_put(random_params(model), layout.params))
+  step = make_step(Language(chunk=8), model, tx, accumulate)
+  with jax.set_mesh(mesh):
+    lowered = jax.jit(step, out_shardings=(layout, None)).lower(state, batch)
+    return lowered.compile(compiler_options=QUICK), state
+
+
+def gradients(model, mesh=ONE, accumulate=1):
+  """Mean gradients and metrics of one step over `make_batch`."""
+  batch = jax.device_put(make_batch(), batch_sharding(mesh))
+  step, state = compile_step(model, KEEP_GRADIENTS, mesh, batch, accumulate)
+  state, metrics = step(state, batch)
+  return jax.device_get((state.opt_state.trace, metrics))
+
+
+@pytest.fixture(scope='module', params=MODELS)
+def whole(request):
+  """A model, and what a step over the whole batch on one device gives."""
+  model = MODELS[request.param]
+  return model, gradients(model)
+
+
+@pytest.mark.parametrize(
+  ('mesh', 'accumulate'),
+  [
+    (Mesh(), 4),
+    (Mesh(data=2, fsdp=2, tensor=2), 1),
+    (Mesh(data=2, fsdp=2, tensor=2), 2),
+  ],
+  ids=['accumulated', 'sharded', 'both'],
+)
+def test_how_the_work_is_cut_changes_no_gradient(whole, mesh, accumulate):
+  model, expected = whole
+  found = gradients(model, mesh.build(), accumulate)
+  assert_close(found, expected)
+
+
+@pytest.mark.parametrize('optimizer', [AdamW(), Muon()], ids=['adamw', 'muon'])
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+def test_a_non_finite_update_is_counted_and_left_out(optimizer, bad):
+  model, batch = MODELS['dense'], make_batch()
+  step, start = compile_step(model, optimizer.build(model.dims(), 10), ONE, batch)
+  weights_BL = np.array(batch.weights_BL)
+  weights_BL[0, 0] = bad
+  skipped, metrics = step(start, batch.replace(weights_BL=weights_BL))
+  assert int(metrics['skipped']) == int(skipped.skipped) == int(skipped.step) == 1
+  for part in ('params', 'opt_state'):
+    assert tree.sha256(getattr(skipped, part)) == tree.sha256(getattr(start, part))
+  after, metrics = step(skipped, batch)
+  expected, _ = step(start, batch)
+  assert (int(after.step), int(after.skipped)) == (2, 1)
+  assert np.isfinite(metrics['loss'])
+  assert tree.sha256(after.params) == tree.sha256(expected.params) != tree.sha256(start.params)
+
+
+def test_a_small_model_learns_32_posts_by_heart():
+  texts = [json.loads(line)['text'] for line in POSTS.read_text().splitlines()[:40]]
+  distinct = list(dict.fromkeys(text.encode()[:23] for text in texts if text.strip()))[:32]
+  # Each post begins with a token of its own, so that nothing of it is left to chance.
+  posts = [np.array([256 + i, *text]) for i, text in enumerate(distinct)]
+  assert len(posts) == 32
+  batch = pack([[post] for post in posts], 24)
+  model = Decoder(vocab=288, width=64, layers=2, heads=4, kv_heads=4, head_dim=16, mlp=128)
+  tx = Muon(weight_decay=0.0, schedule=WarmupStableDecay()).build(model.dims(), 100)
+  state = make_state(model, tx, 0, ONE)
+  step = jax.jit(make_step(Language(), model, tx, 1), donate_argnums=0)
+  losses = []
+  for _ in range(100):
+    state, metrics = step(state, batch)
+    losses.append(float(metrics['loss']))
+  assert losses[0] > 5
+  assert losses[-1] < 0.02
+
+
+def test_the_step_of_a_run_takes_over_the_memory_of_its_state(tmp_path, monkeypatch):
+  monkeypatch.setenv('LMJAX_CACHE', str(tmp_path / 'cache'))
+  task = dataclasses.replace(small(), steps=1)
+  save_config(task, 'small:small', tmp_path)
+  with Guard() as guard, Job(task, tmp_path, guard) as job:
+    state, _ = job.start()
+    with jax.set_mesh(job.mesh):
+      step = job.compile_step(state)
+      after, _ = step(state, next(job.batches(0, 1)))
+  assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+  size = sum(leaf.nbytes for leaf in jax.tree.leaves(after))
+  assert step.memory_analysis().alias_size_in_bytes == size
