@@ -37,8 +37,8 @@ def run(command: command_line.Command) -> None:
   started = datetime.datetime.now(datetime.UTC)
   name, task, workdir = command
   workdir = workdir or default_workdir(task, name)
-  keep_compiled()
   save_config(task, name, workdir)
+  keep_compiled()
   report = task.run(workdir)
   if 'schema' not in report:  # else it was finished before, and this is what it left then
     write_report(workdir, name, started, report)

@@ -20,12 +20,9 @@ PATH_TO_LOSS = (
   ('lmjax/main.py', 'main'),
   ('lmjax/core/command_line.py', 'parse'),
   ('lmjax/core/registry.py', 'find'),
-  ('experiments/posts.py', 'posts_tiny'),
   ('lmjax/main.py', 'run'),
   ('lmjax/train/pretrain.py', 'Pretrain.run'),
   ('lmjax/train/job.py', 'Job.__init__'),
-  ('lmjax/train/job.py', 'Job.start'),
-  ('lmjax/train/job.py', 'Job.batches'),
   ('lmjax/train/job.py', 'Job.compile_step'),
   ('lmjax/train/job.py', 'Job.loop'),
   ('lmjax/train/loop.py', 'Loop.run'),
@@ -33,7 +30,6 @@ PATH_TO_LOSS = (
   ('lmjax/train/step.py', 'make_gradients'),
   ('lmjax/objectives/language.py', 'Language.__call__'),
   ('lmjax/ops/loss.py', 'cross_entropy'),
-  ('lmjax/ops/loss.py', '_total'),
   ('lmjax/ops/loss.py', '_chunk_loss'),
 )
 

@@ -2,13 +2,18 @@
 
 import hashlib
 import logging
+import os
 import platform
+import time
 from pathlib import Path
+
+import zstandard
 
 from lmjax.core.assets import cache_folder
 
 # Below this, reading a program back takes about as long as compiling it.
 _WORTH_KEEPING_SECONDS = 0.1
+_CLOCK_SECONDS = 60.0  # by how much the clocks of a file server and of its users may differ
 
 
 def keep_compiled() -> None:
@@ -20,11 +25,35 @@ def keep_compiled() -> None:
   folder = cache_folder() / 'xla' / _processor()
   try:
     folder.mkdir(parents=True, exist_ok=True)
+    _delete_unfinished(folder)
   except OSError as error:
     logging.getLogger(__name__).warning('compiled programs are not kept: %s', error)
     return
   jax.config.update('jax_compilation_cache_dir', str(folder))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', _WORTH_KEEPING_SECONDS)
+
+
+def _delete_unfinished(folder: Path) -> None:
+  """Deletes programs that a killed process had half written.
+
+  JAX would not replace them, and so compile the same again at each start. Only what is younger than
+  the last look is read. Of a program that another process is just writing a copy less is kept.
+  """
+  looked = folder / 'looked'
+  now, before = time.time(), looked.stat().st_mtime if looked.exists() else 0.0
+  for path in folder.glob('*-cache'):
+    if path.stat().st_mtime >= before - _CLOCK_SECONDS and not _is_whole(path):
+      path.unlink(missing_ok=True)
+  looked.touch()
+  os.utime(looked, (now, now))
+
+
+def _is_whole(path: Path) -> bool:
+  try:
+    zstandard.ZstdDecompressor().decompress(path.read_bytes())
+  except zstandard.ZstdError:
+    return False
+  return True
 
 
 def _processor() -> str:

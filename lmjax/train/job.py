@@ -1,7 +1,6 @@
 """One start of a training run: everything that `Pretrain` opens, and how it is wired together."""
 
 import contextlib
-import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lmjax.checkpoint.store import CheckpointError, Store
@@ -21,6 +19,7 @@ from lmjax.core.types import Batch
 from lmjax.data.loader import Loader
 from lmjax.data.mixture import Mixture
 from lmjax.data.prepare import prepare_all
+from lmjax.data.shards import Shards
 from lmjax.data.split import Part
 from lmjax.parallel.sharding import check_mesh
 from lmjax.train.evaluate import Evaluator
@@ -56,34 +55,38 @@ class Job:
     self._closed = False
     self.ledger = Ledger(workdir / 'ledger.json')
     self.mesh = task.mesh.build()
-    self.mixture = Mixture.load(task.mixture) if task.mixture else None
-    sources = [source.posts for source in self.mixture.sources] if self.mixture else [task.source]
-    self.shards = prepare_all(sources, task.split, task.text, progress=_show_progress())
+    self.shards, self.loader = self._open_data()
     self.tokenizer = self.shards[0].tokenizer
     self.model = task.model.with_vocab(self.tokenizer.vocab)
     check_mesh(task.mesh.sizes, self.model, task.batch // task.accumulate, task.accumulate)
-    self.loader = Loader(
-      self.shards,
-      batch=task.batch,
-      length=task.length,
-      seed=task.seed,
-      method=task.packing,
-      mixture=self.mixture,
-    )
     self.tx = task.optimizer.build(self.model.dims(), task.steps)
-    files = {
-      'config.json': (workdir / 'config.json').read_bytes(),
-      'tokenizer.json': (self.shards[0].folder / 'tokenizer.json').read_bytes(),
-    }
-    keep = task.checkpoint
-    self.store = Store(
-      workdir / 'checkpoints', keep_latest=keep.keep_latest, keep_every=keep.keep_every, files=files
-    )
+    self.store = self._open_store()
     self.profile = Profile(step_range(task.profile_steps), workdir / 'profile', self.ledger)
     self.first_loss = _FirstLoss()
     self.writers = task.writers.build(workdir, task.last_step, self.first_loss)
     self.evaluator = Evaluator(
       self.model, self.tokenizer, self.mesh, batch=task.batch, length=task.length
+    )
+
+  def _open_data(self) -> tuple[list[Shards], Loader]:
+    task = self.task
+    mixture = Mixture.load(task.mixture) if task.mixture else None
+    sources = [source.posts for source in mixture.sources] if mixture else [task.source]
+    shards = prepare_all(sources, task.split, task.text, progress=_show_progress())
+    rows = {'batch': task.batch, 'length': task.length, 'method': task.packing}
+    return shards, Loader(shards, **rows, seed=task.seed, mixture=mixture)
+
+  def _open_store(self) -> Store:
+    keep = self.task.checkpoint
+    files = {
+      'config.json': (self.workdir / 'config.json').read_bytes(),
+      'tokenizer.json': (self.shards[0].folder / 'tokenizer.json').read_bytes(),
+    }
+    return Store(
+      self.workdir / 'checkpoints',
+      keep_latest=keep.keep_latest,
+      keep_every=keep.keep_every,
+      files=files,
     )
 
   def __enter__(self) -> Self:
@@ -134,26 +137,20 @@ class Job:
 
   def batches(self, first: int, last: int) -> Iterator[Batch]:
     """Batches first .. last - 1, each on its devices."""
-    place = functools.partial(jax.device_put, device=batch_sharding(self.mesh))
     rows = self.loader.iterate(first, last)
     with contextlib.closing(rows):  # type: ignore[type-var]
-      for batch in rows:
-        yield jax.tree.map(place, batch)
+      yield from map(self._place, rows)
+
+  def _place(self, batch: Batch) -> Batch:
+    return jax.device_put(batch, batch_sharding(self.mesh))
 
   def compile_step(self, state: TrainState) -> Callable:
     """The one jit of the task: state donated, outputs laid out like the inputs."""
-    task = self.task
-    step = make_step(task.objective, self.model, self.tx, task.accumulate)
-    place = batch_sharding(self.mesh)
-    shape: Any = lambda dtype: jax.ShapeDtypeStruct(
-      (task.batch, task.length), dtype, sharding=place
-    )
-    i32, f32 = shape(jnp.int32), shape(jnp.float32)
-    batch = Batch(tokens_BL=i32, targets_BL=i32, weights_BL=f32, segments_BL=i32, positions_BL=i32)
+    step = make_step(self.task.objective, self.model, self.tx, self.task.accumulate)
     layout = jax.tree.map(lambda x: x.sharding, state)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, None))
     with self.ledger.measure('compile'):
-      jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, None))
-      return jitted.lower(state, batch).compile()
+      return jitted.lower(state, self._place(self.loader.batch(0))).compile()
 
   def loop(self, train_step: Callable, first: int) -> Loop:
     """The loop on from step `first`, which saves, evaluates and stops as the task says."""

@@ -94,8 +94,7 @@ class Pretrain(Task):
     """
     finished = results.finished_report(workdir, self.last_step)
     if finished is not None:
-      print(f'This run is finished, at step {finished["steps"]:,}.')
-      print(results.closing_text(finished, workdir))
+      print(results.finished_text(finished, workdir))
       return finished
     with Guard() as guard, hold_workdir(workdir), Job(self, workdir, guard) as job:
       state, first = job.start()

@@ -125,6 +125,11 @@ def _total_rows(shards: list[Shards]) -> dict[str, Any]:
   return total | {'dropped': {r: sum(one['dropped'].get(r, 0) for one in rows) for r in reasons}}
 
 
+def finished_text(report: Report, workdir: Path) -> str:
+  """What to show of a run that was finished before."""
+  return f'This run is finished, at step {report["steps"]:,}.\n{closing_text(report, workdir)}'
+
+
 def closing_text(report: Report, workdir: Path) -> str:
   """The table, the samples, where everything is, and what to try next."""
   base = report['baseline_bits_per_byte']

@@ -45,11 +45,7 @@ def make_step(
 
 
 def make_gradients(objective: Language, model: Any, accumulate: int) -> Gradients:
-  """Gradients of the summed loss (`Mean.total`), over `accumulate` microbatches one after another.
-
-  Microbatch a holds rows a, a + accumulate, ...: strided, so that a batch sharded in runs of rows
-  stays where it is. Sums add, so n microbatches equal the whole batch up to f32 rounding.
-  """
+  """Gradients of the summed loss (`Mean.total`), over `accumulate` microbatches."""
 
   def total(params, batch, rng):
     loss, means = objective(model, params, batch, rng)
@@ -59,13 +55,22 @@ def make_gradients(objective: Language, model: Any, accumulate: int) -> Gradient
     grads, (loss, means) = jax.grad(total, has_aux=True)(params, batch, rng)
     return grads, loss, means
 
+  return one if accumulate == 1 else _accumulated(one, accumulate)
+
+
+def _accumulated(one: Gradients, accumulate: int) -> Gradients:
+  """The sums of `one` over microbatches, one after another.
+
+  Microbatch a holds rows a, a + accumulate, ...: strided, so that a batch sharded in runs of rows
+  stays where it is. Sums add, so n microbatches equal the whole batch up to f32 rounding.
+  """
+
   def many(params, batch, rng):
     cut = lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1)
-    keys = jax.random.split(rng, accumulate)
+    micros = (jax.tree.map(cut, batch), jax.random.split(rng, accumulate))
     add = lambda sums, micro: (jax.tree.map(jnp.add, sums, one(params, *micro)), None)
-    micros = (jax.tree.map(cut, batch), keys)
     shapes = jax.eval_shape(one, params, jax.tree.map(lambda x: x[0], micros[0]), rng)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     return jax.lax.scan(add, zeros, micros)[0]
 
-  return one if accumulate == 1 else many
+  return many

@@ -54,7 +54,7 @@ class TestLeaves:
       files: str = leaf('', 'One.')
       source: Source = part(Source(), 'Two.', inline=True)
 
-    with pytest.raises(AssertionError, match="declares {'files'} twice: rename"):
+    with pytest.raises(AssertionError, match=r"declares \{'files'\} twice: rename"):
       leaves(Twice())
 
 
@@ -105,7 +105,7 @@ class TestConstruction:
     assert Tiny(width=10**400).width == 10**400
 
   def test_refuses_a_part_of_another_class(self):
-    with pytest.raises(UserError, match='present=Source.*: expected none or Inner'):
+    with pytest.raises(UserError, match=r'present=Source.*: expected none or Inner'):
       Tiny(present=Source())  # type: ignore[arg-type]
     with pytest.raises(UserError, match='middle=None: expected Middle'):
       Tiny(middle=None)  # type: ignore[arg-type]
@@ -178,7 +178,7 @@ class TestParse:
     class Odd(Config):
       impedance: complex = leaf(1j, 'No leaf.')
 
-    with pytest.raises(AssertionError, match='a leaf cannot be a .*complex'):
+    with pytest.raises(AssertionError, match=r'a leaf cannot be a .*complex'):
       config.parse(leaves(Odd())[0], '2j')
 
 
