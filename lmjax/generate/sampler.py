@@ -30,7 +30,7 @@ class Sampler(Config):
     if self.top_k is not None and self.top_k < logits_BV.shape[-1]:
       least_B1 = jax.lax.top_k(logits_BV, self.top_k)[0][:, -1:]
       logits_BV = jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
-    if self.top_p is not None:
+    if self.top_p is not None and self.top_p < 1.0:
       logits_BV = _nucleus(logits_BV, self.top_p)
     if self.min_p is not None:
       least_B1 = jnp.max(logits_BV, axis=-1, keepdims=True) + jnp.log(self.min_p)

@@ -59,10 +59,18 @@ def state_dims(model: Decoder, tx: optax.GradientTransformation) -> TrainState:
 
 
 def _moment_dims(moment: Any, names: sharding.Dims, param: jax.ShapeDtypeStruct) -> Any:
-  """A moment of its parameter's shape is laid out alike; a factored one (Adafactor) is replicated."""
+  """A moment is laid out as its parameter, a factored one (Adafactor) by the dimensions it kept.
+
+  Replicated, those of one projection of posts_dense_70b would take 168 MB of every device.
+  """
   if isinstance(moment, optax.MaskedNode):
     return moment
-  return names if moment.shape == param.shape else (None,) * moment.ndim
+  if moment.shape == param.shape:
+    return names
+  for gone in range(param.ndim):
+    if moment.shape == param.shape[:gone] + param.shape[gone + 1 :]:
+      return names[:gone] + names[gone + 1 :]
+  return (None,) * moment.ndim
 
 
 def make_state(

@@ -145,7 +145,9 @@ class TestConfigFile:
 
   def test_that_is_none_is_refused(self, tmp_path):
     path = tmp_path / 'config.json'
-    with pytest.raises(UserError, match=r'No such file or directory: pass the config.json of a run'):
+    with pytest.raises(
+      UserError, match=r'No such file or directory: pass the config.json of a run'
+    ):
       parse(f'--config={path}')
     with pytest.raises(UserError, match=r'Is a directory: pass the config.json of a run'):
       parse(f'--config={tmp_path}')

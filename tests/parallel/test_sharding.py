@@ -76,6 +76,12 @@ def test_loss_and_gradients_are_those_of_one_device(model, mesh):
   assert_close(found.grads, expected.grads, 1e-5)
 
 
+def test_microbatches_of_a_sharded_batch_add_up_to_it():
+  found, expected = gradients('dense', 'all', accumulate=2), gradients('dense', None)
+  assert found.loss == pytest.approx(expected.loss, rel=1e-6)
+  assert_close(found.grads, expected.grads, 1e-5)
+
+
 @each_model
 @each_mesh
 def test_the_compiled_step_has_the_collectives_of_its_mesh(model, mesh):
@@ -133,11 +139,11 @@ def make_batch():
 
 
 @functools.cache
-def gradients(name: str, mesh_name: str | None) -> Found:
+def gradients(name: str, mesh_name: str | None, accumulate: int = 1) -> Found:
   """Loss and gradients of model `name` over a mesh, or on one device without any."""
   model, params, batch = MODELS[name], random_params(MODELS[name], SEED), make_batch()
   rng = jax.random.key(0)
-  step = make_gradients(Language(chunk=8), model, 1)
+  step = make_gradients(Language(chunk=8), model, accumulate)
   if mesh_name is None:
     grads, loss, _ = jax.jit(step, compiler_options=QUICK)(params, batch, rng)
     return Found(jax.device_get(grads), loss.total.item(), '', '')
@@ -158,7 +164,7 @@ def with_warnings(compile_it):
   Never kept in the cache of compiled programs: read back from there, one comes without warnings.
   """
   name = 'jax_persistent_cache_min_compile_time_secs'
-  kept, least = os.dup(2), jax.config.read(name)
+  kept, least = os.dup(2), getattr(jax.config, name)
   jax.config.update(name, math.inf)
   with tempfile.TemporaryFile() as log:
     os.dup2(log.fileno(), 2)

@@ -15,7 +15,7 @@ from small import POSTS
 
 from lmjax.main import main
 
-STEPS = 60
+STEPS, EVERY = 60, 5
 HEADER = at_text('workdir')  # its end; the step is compiled next
 EVALUATING = at_text('evaluating on all held-out posts')
 
@@ -88,6 +88,13 @@ def check_ledger(run):
   assert sum(seconds.values()) == pytest.approx(wall, rel=0.01)
 
 
+def kill(run, moment, after):
+  """Kills a start of the run; the step from which it went on, and the last one saved now."""
+  began = resumed_at(run.kill_at(moment, after=after))
+  assert len(run.metrics) - run.saved <= 2 * EVERY  # one save is under way at most
+  return began, run.saved
+
+
 def test_an_unbroken_run_accounts_for_every_second(unbroken):
   check_ledger(unbroken)
   assert unbroken.report['ledger']['lost_work'] == 0
@@ -103,8 +110,9 @@ def test_five_kills_of_one_run_change_nothing(unbroken, new_run):
     (in_save(rng.randint(48, 55)), rng.uniform(0.0, 0.1)),
     (EVALUATING, rng.uniform(0.0, 0.3)),
   ):
-    assert resumed_at(run.kill_at(moment, after=after)) == saved
-    saved = run.saved
+    began, now = kill(run, moment, after)
+    assert began == saved
+    saved = now
   assert resumed_at(run.finish()) == saved == STEPS
   check_same(run, unbroken)
 
@@ -123,8 +131,7 @@ def draw_moments():
 @pytest.mark.parametrize(('moment', 'after'), draw_moments(), ids=range(20))
 def test_a_kill_at_any_moment_changes_nothing(moment, after, unbroken, new_run):
   run = new_run()
-  run.kill_at(moment, after=after)
-  saved = run.saved
+  _, saved = kill(run, moment, after)
   assert resumed_at(run.finish()) == saved
   check_same(run, unbroken)
 
