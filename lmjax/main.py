@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from lmjax.core import command_line
 from lmjax.core.compilation import keep_compiled
 from lmjax.core.errors import UserError
-from lmjax.core.task import default_workdir, save_config, write_report
+from lmjax.core.task import default_workdir, hold_workdir, save_config, write_report
 
 
 def main(argv: Sequence[str]) -> int:
@@ -37,11 +37,12 @@ def run(command: command_line.Command) -> None:
   started = datetime.datetime.now(datetime.UTC)
   name, task, workdir = command
   workdir = workdir or default_workdir(task, name)
-  save_config(task, name, workdir)
-  keep_compiled()
-  report = task.run(workdir)
-  if 'schema' not in report:  # else it was finished before, and this is what it left then
-    write_report(workdir, name, started, report)
+  with hold_workdir(workdir):
+    save_config(task, name, workdir)
+    keep_compiled()
+    report = task.run(workdir)
+    if 'schema' not in report:  # else it was finished before, and this is what it left then
+      write_report(workdir, name, started, report)
 
 
 def show(text: str) -> None:

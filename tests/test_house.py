@@ -23,6 +23,7 @@ PATH_TO_LOSS = (
   ('lmjax/main.py', 'run'),
   ('lmjax/train/pretrain.py', 'Pretrain.run'),
   ('lmjax/train/job.py', 'Job.__init__'),
+  ('lmjax/train/job.py', 'Job.start'),
   ('lmjax/train/job.py', 'Job.compile_step'),
   ('lmjax/train/job.py', 'Job.loop'),
   ('lmjax/train/loop.py', 'Loop.run'),

@@ -97,10 +97,13 @@ def hold_workdir(workdir: Path) -> IO[str]:
   """Keeps other processes out of `workdir` until what is returned is closed, or this one dies.
 
   Raises:
-    UserError: another process holds it.
+    UserError: another process holds it, or it cannot be written.
   """
-  workdir.mkdir(parents=True, exist_ok=True)
-  file = (workdir / 'lock').open('a+')
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    file = (workdir / 'lock').open('a+')
+  except OSError as error:
+    raise _unwritable(workdir, error) from None
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:

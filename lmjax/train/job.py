@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 import jax
 import numpy as np
 
-from lmjax.checkpoint.store import CheckpointError, Store
+from lmjax.checkpoint.store import CheckpointError, Restored, Store
 from lmjax.core import tree
 from lmjax.core.clock import Ledger, Pace, duration_text, peak_flops, process_start
 from lmjax.core.metrics import Metrics
@@ -107,6 +107,16 @@ class Job:
 
   def start(self) -> tuple[TrainState, int]:
     """The newest saved state on this mesh, or a fresh one, and the steps it has behind it."""
+    restored = self._restore()
+    self.tokenizer.save(self.workdir / 'tokenizer.json')
+    if restored is not None:
+      return self._resume(restored)
+    self.ledger.rewind(0, {})
+    self.writers.rewind(0)
+    with self.ledger.measure('compile'):
+      return make_state(self.model, self.tx, self.task.seed, self.mesh), 0
+
+  def _restore(self) -> Restored | None:
     with self.ledger.measure('checkpoint'):
       restored = self.store.restore(tree.stack(abstract_state(self.model, self.tx, self.mesh)))
     if restored is not None and restored.extra['data'] != self._data():
@@ -114,15 +124,11 @@ class Job:
         f'the posts have changed since {self.workdir} was begun: '
         'put them back to continue it, or pass another --workdir'
       )
-    self.tokenizer.save(self.workdir / 'tokenizer.json')
-    if restored is None:
-      self.ledger.rewind(0, {})
-      self.writers.rewind(0)
-      with self.ledger.measure('compile'):
-        return make_state(self.model, self.tx, self.task.seed, self.mesh), 0
-    extra = restored.extra
-    self.first_loss.seconds = extra['first_loss_seconds']
-    self.ledger.rewind(restored.step, extra['seconds'])
+    return restored
+
+  def _resume(self, restored: Restored) -> tuple[TrainState, int]:
+    self.first_loss.seconds = restored.extra['first_loss_seconds']
+    self.ledger.rewind(restored.step, restored.extra['seconds'])
     self.writers.rewind(restored.step)
     state = restored.state if self.model.layout == 'scan' else tree.unstack(restored.state)
     return state, restored.step

@@ -9,7 +9,7 @@ from lmjax.checkpoint.store import Checkpoint
 from lmjax.core.config import leaf, part
 from lmjax.core.errors import UserError
 from lmjax.core.metrics import Writers
-from lmjax.core.task import Report, Task, hold_workdir
+from lmjax.core.task import Report, Task
 from lmjax.data.sources import Posts
 from lmjax.data.split import Split
 from lmjax.data.tokenizer import TokenizerConfig
@@ -30,14 +30,16 @@ class Pretrain(Task):
 
   resumes: ClassVar[bool] = True
 
-  steps: int = leaf(1000, 'Updates of the whole run; the schedule spans them.', low=1)
+  steps: int = leaf(
+    1000, 'Updates of the whole run; the schedule spans them.', low=1, high=2**31 - 1
+  )
   stop_at: int | None = leaf(
     None, 'Stop cleanly after this step, schedule unchanged; none: run to the end.', low=1, run=True
   )
   batch: int = leaf(16, 'Rows a step, all devices together.', low=1)
   length: int = leaf(128, 'Positions of a row, in tokens.', low=2)
   accumulate: int = leaf(1, 'Microbatches a step, one after another, to save memory.', low=1)
-  seed: int = leaf(0, 'Of the first weights and the order of the data.', low=0)
+  seed: int = leaf(0, 'Of the first weights and the order of the data.', low=0, high=2**32 - 1)
   source: Posts = part(Posts(), 'What to train on.', inline=True)
   mixture: str = leaf('', 'A JSON file of sources and weights, in place of --posts.')
   split: Split = part(Split(), 'What is held out.')
@@ -96,7 +98,7 @@ class Pretrain(Task):
     if finished is not None:
       print(results.finished_text(finished, workdir))
       return finished
-    with Guard() as guard, hold_workdir(workdir), Job(self, workdir, guard) as job:
+    with Guard() as guard, Job(self, workdir, guard) as job:
       state, first = job.start()
       print(job.header(first), flush=True)
       batches = job.batches(first, self.last_step)

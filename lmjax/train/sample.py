@@ -23,7 +23,7 @@ class Sample(Task):
   prompt: str = leaf('', 'Text that every sample begins with; empty = a whole post.')
   samples: int = leaf(5, 'How many to draw.', low=1)
   max_tokens: int = leaf(120, 'Tokens to add at most.', low=1)
-  seed: int = leaf(0, 'The same seed draws the same samples.', low=0)
+  seed: int = leaf(0, 'The same seed draws the same samples.', low=0, high=2**32 - 1)
   sampler: Sampler = part(Sampler(), 'How tokens are drawn.')
 
   def run(self, workdir: Path) -> Report:

@@ -151,7 +151,9 @@ def test_nothing_held_out_refused(tmp_path):
 
 
 def test_everything_held_out_refused(tmp_path):
-  with pytest.raises(UserError, match=r'all 1 distinct posts are held out .* a smaller --split.held_out'):
+  with pytest.raises(
+    UserError, match=r'all 1 distinct posts are held out .* a smaller --split.held_out'
+  ):
     collected([Post('a', time=1.0)], tmp_path, by='time')
 
 
