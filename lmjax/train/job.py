@@ -162,7 +162,7 @@ class Job:
     """The loop on from step `first`, which saves, evaluates and stops as the task says."""
     self.guard.defer()
     clock = lambda: self.ledger.spent('compute', 'data')
-    peak = peak_flops()[0] / self.flops_per_token
+    peak = peak_flops(self.model.dtype)[0] / self.flops_per_token
     return Loop(
       train_step=self.profile.wrap(train_step, first),
       evaluate=self._evaluate,
@@ -199,7 +199,7 @@ class Job:
     task, size = self.task, tree.count(jax.eval_shape(self.model.init, jax.random.key(0)))
     tokens = task.batch * task.length * task.steps
     flops = self.flops_per_token * tokens
-    peak, source = peak_flops()
+    peak, source = peak_flops(self.model.dtype)
     left = (task.last_step - first) / task.steps
     seconds = flops * left / (peak * _EXPECTED_MFU)
     rows = self.shards[0].manifest['rows'] if len(self.shards) == 1 else None

@@ -89,7 +89,7 @@ def _timing(job: 'Job', metrics: list[dict[str, Any]]) -> Report:
   return {
     'train_seconds': seconds,
     'tokens_per_second': tokens / seconds,
-    'mfu': tokens / seconds * job.flops_per_token / peak_flops()[0],
+    'mfu': tokens / seconds * job.flops_per_token / peak_flops(job.model.dtype)[0],
     'data_wait_fraction': ledger['data'] / seconds,
     'first_loss_seconds': job.first_loss.seconds,
     'seconds': ledger['wall'],

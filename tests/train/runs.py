@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -159,9 +160,11 @@ def at_text(text: str, times: int = 1) -> Moment:
 
 
 def resumed_at(text: str) -> int:
-  """The step from which a start that printed `text` went on; 0 for none."""
-  found = [line for line in text.splitlines() if line.startswith('resuming')]
-  return int(found[0].split()[3]) if found else 0
+  """The step from which a start that printed `text` went on, perhaps the last; 0 for none."""
+  found = re.search(
+    r'^resuming +at step (\d+) of|^This run is finished, at step (\d+)\.', text, re.M
+  )
+  return int(found[1] or found[2]) if found else 0
 
 
 def _lines(path: Path) -> list[bytes]:

@@ -120,10 +120,10 @@ def test_five_kills_of_one_run_change_nothing(unbroken, new_run):
 def draw_moments():
   """20 moments over the whole life of a process: starting, saving, stepping, evaluating."""
   rng = random.Random(1)
-  drawn = [(at_once, rng.uniform(0.0, 4.0)) for _ in range(3)]
+  drawn = [(at_once, rng.uniform(0.0, 2.5)) for _ in range(3)]
   drawn += [(in_save(rng.randint(1, STEPS - 5)), rng.uniform(0.0, 0.15)) for _ in range(7)]
   drawn += [(at_step(rng.randint(1, STEPS - 1)), rng.uniform(0.0, 0.1)) for _ in range(7)]
-  drawn += [(EVALUATING, rng.uniform(0.0, 0.5)) for _ in range(3)]
+  drawn += [(EVALUATING, rng.uniform(0.0, 0.3)) for _ in range(3)]
   return drawn
 
 
