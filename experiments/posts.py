@@ -36,6 +36,7 @@ def posts_tiny() -> Pretrain:
       qk_norm=PLAIN,
       embedding_norm=PLAIN,
       attention_block=32,
+      dtype='bfloat16',
     ),
     objective=Language(chunk=32),
     checkpoint=Checkpoint(every_steps=100),
