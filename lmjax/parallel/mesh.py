@@ -4,6 +4,7 @@ Knows nothing of models: which tensor dimension goes on which axis stands in `sh
 """
 
 import math
+from typing import Any
 
 import jax
 import numpy as np
@@ -72,7 +73,7 @@ class Mesh(Config):
     return ' x '.join(used) or 'of one device'
 
 
-def _virtual(device: jax.Device, count: int) -> str:
+def _virtual(device: Any, count: int) -> str:
   """How to have more devices where a CPU is all there is."""
   if device.platform != 'cpu':
     return ''
