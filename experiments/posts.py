@@ -20,7 +20,7 @@ PLAIN = Norm(scale='none')
 
 @experiment
 def posts_tiny() -> Pretrain:
-  """Train a small model on 63,326 real posts: about 150 s of training on 2 cores."""
+  """Train a small model on 63,326 real posts: some minutes on 2 cores."""
   return Pretrain(
     steps=600,
     batch=16,
