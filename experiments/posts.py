@@ -68,7 +68,7 @@ def posts_moe_tiny() -> Pretrain:
 
 @experiment
 def posts_dense_1b() -> Pretrain:
-  """1.2 billion parameters, for one node of 8 GPUs."""
+  """1.5 billion parameters, for one node of 8 GPUs."""
   model = _llama(width=2048, layers=16, heads=32, kv_heads=8, head_dim=64, mlp=8192)
   return _large(model, Mesh(fsdp=8), batch=128)
 
