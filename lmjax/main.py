@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from lmjax.core import command_line
 from lmjax.core.compilation import keep_compiled
 from lmjax.core.errors import UserError
-from lmjax.core.task import default_workdir, hold_workdir, save_config, write_report
+from lmjax.core.task import opened, write_report
 
 
 def main(argv: Sequence[str]) -> int:
@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
     if isinstance(command, str):
       show(command)
     else:
-      run(command)
+      return run(command)
   except UserError as error:
     print(f'lmjax: {error}', file=sys.stderr)
     return 2
@@ -32,17 +32,16 @@ def main(argv: Sequence[str]) -> int:
   return 0
 
 
-def run(command: command_line.Command) -> None:
-  """Runs the task in its workdir and leaves config.json and report.json there."""
+def run(command: command_line.Command) -> int:
+  """Runs the task and leaves config.json and report.json; 1 if the report is that not all is ok."""
   started = datetime.datetime.now(datetime.UTC)
   name, task, workdir = command
-  workdir = workdir or default_workdir(task, name)
-  with hold_workdir(workdir):
-    save_config(task, name, workdir)
+  with opened(task, name, workdir) as (workdir, writes):
     keep_compiled()
     report = task.run(workdir)
-    if 'schema' not in report:  # else it was finished before, and this is what it left then
+    if writes and 'schema' not in report:  # else it was finished before, and this is what it left
       write_report(workdir, name, started, report)
+  return 0 if report.get('ok', True) else 1
 
 
 def show(text: str) -> None:

@@ -3,37 +3,14 @@
 Dimensions: B batch, L length.
 """
 
-import dataclasses
 import math
 
-import jax
 import numpy as np
 
 from lmjax.core import tree
 from lmjax.core.types import Batch, Params
-from lmjax.models.transformer import Decoder
-
-# LLVM's optimisations are half the time of compiling a model that runs for milliseconds.
-QUICK = {'xla_backend_optimization_level': 0}
-
-
-def random_params(model: Decoder, seed: int = 0) -> Params:
-  """Parameters with nothing at zero (fresh ones make every block the identity), made without XLA.
-
-  They are drawn in the stacked layout, so that both layouts of a model get the same.
-  """
-  stacked = dataclasses.replace(model, layout='scan')
-  shapes = jax.eval_shape(stacked.init, jax.random.key(0))
-  rng = np.random.default_rng(seed)
-
-  def draw(path: str, x: jax.ShapeDtypeStruct) -> np.ndarray:
-    start = 1.0 if path.endswith('scale') else 0.0
-    return np.asarray(start + 0.2 * rng.normal(size=x.shape), x.dtype)
-
-  params = tree.map_with_path(draw, shapes)
-  if model.layout == 'scan':
-    return params
-  return tree.map_with_path(lambda _, x: np.asarray(x), tree.unstack(params))
+from lmjax.train.equality import QUICK as QUICK
+from lmjax.train.equality import random_params as random_params
 
 
 def make_posts(lengths: list[int], *, vocab: int, seed: int = 0) -> list[np.ndarray]:

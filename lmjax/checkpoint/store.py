@@ -4,17 +4,23 @@
     1200/config.json ...  the files that belong to the run
     1200/extra.json       what the caller saved beside the state
     1200/checksums.json   SHA-256 of each file above; written last, so without it a save is unfinished
-    1600.tmp/             a save under way, renamed to 1600 when it is complete
+    1600.tmp/             a save under way, renamed to 1600 when it is complete; on s3:// and gs://
+                          it is written as 1600, and counts once it has its checksums.json
+
+All processes of a run call a store alike and in the same order, and see the same folder. Each writes
+and hashes its own shards (`state/ocdbt.process_N`; what several hold alike they share out), process 0
+does the rest. They agree by way of `hosts.share`, never by a collective on devices, which would wait
+for the step under way; so a save that fails on one fails on all, and every wait has a deadline.
 
 The one file that knows orbax. Knows nothing about models, optimizers or how layers are laid out: a
 state is a pytree of arrays, and its paths are the names in the checkpoint.
 """
 
-import hashlib
+import asyncio
+import contextlib
 import json
-import os
-import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,19 +29,27 @@ import jax
 from absl import logging
 from jax.sharding import SingleDeviceSharding
 
+from lmjax.checkpoint import folders, objects
 from lmjax.core import tree
 from lmjax.core.config import Config, leaf
 from lmjax.core.errors import UserError
+from lmjax.core.storage import is_remote
 from lmjax.core.types import Params
+from lmjax.parallel import hosts
 
 if TYPE_CHECKING:
   import orbax.checkpoint as ocp
 
-_STATE, _EXTRA, _CHECKSUMS = 'state', 'extra.json', 'checksums.json'
+_STATE, _EXTRA = 'state', 'extra.json'
+_ARRAYS = 'array_metadatas'  # orbax has the others poll until process 0 makes it
+# Hosts differ in how long their part takes; one that died is noticed long before (see rollcall).
+_SECONDS = 3600.0
+_SHARED = 'put --workdir on storage that all processes share'
+_SEEN_SECONDS = 20.0  # until a network file system shows every process what process 0 made
 
 
 class CheckpointError(UserError):
-  """A checkpoint that cannot be restored as asked, and what to do."""
+  """A checkpoint that cannot be restored or saved as asked, and what to do."""
 
 
 class Checkpoint(Config):
@@ -64,7 +78,7 @@ class Store:
   Args:
     folder: where they are; made at the first save.
     keep_latest, keep_every: see `Checkpoint`.
-    files: name -> content of the files to put in every checkpoint.
+    files: name -> content of the files to put in every checkpoint; process 0's are.
   """
 
   def __init__(
@@ -75,7 +89,7 @@ class Store:
     keep_every: int | None,
     files: Mapping[str, str | bytes],
   ) -> None:
-    self._folder = folder.absolute()
+    self._folder = folder if is_remote(folder) else folder.absolute()
     self._keep_latest = keep_latest
     self._keep_every = keep_every
     self._files = files
@@ -83,8 +97,9 @@ class Store:
     self._pending: Future[None] | None = None
     self._worker = ThreadPoolExecutor(1, thread_name_prefix='checkpoint')
     # Importing orbax takes 0.4 s, here beside the compilation of the first step.
-    self._checkpointer = self._worker.submit(_open_checkpointer)
-    _clear_drafts(self._folder)
+    self._handler = self._worker.submit(_open_handler)
+    if hosts.is_leader():
+      folders.clear_drafts(self._folder)
 
   def __enter__(self) -> 'Store':
     return self
@@ -98,18 +113,18 @@ class Store:
     Args:
       step: names the checkpoint; one of the same step is replaced.
       state: a pytree of arrays.
-      extra: JSON values to save beside it.
+      extra: JSON values to save beside it; process 0's are.
     """
-    import orbax.checkpoint as ocp
-
     self.wait()
     beside = {**self._files, _EXTRA: json.dumps(extra)}
-    _clear_drafts(self._folder)  # a full disk needs the room that a failed save took
-    draft = self._folder / f'{step}.tmp'
-    draft.mkdir(parents=True)
+    draft = folders.draft_of(self._folder, step)
+    with _together('checkpoint begin', step):
+      if hosts.is_leader():
+        folders.make_draft(draft, f'{_STATE}/{_ARRAYS}')
     arrays = dict(tree.paths(state))
-    self._checkpointer.result().save(draft / _STATE, args=ocp.args.PyTreeSave(arrays))
-    self._pending = self._worker.submit(self._commit, step, draft, beside)
+    writing = self._worker.submit(self._write, draft, arrays)
+    writing.exception()  # waits: `state` has been copied
+    self._pending = self._worker.submit(self._commit, step, draft, writing, beside)
 
   def wait(self) -> None:
     """Returns when the last save is complete; raises what went wrong in it."""
@@ -123,11 +138,12 @@ class Store:
       self.wait()
     finally:
       self._worker.shutdown()
-      self._checkpointer.result().close()
+      self._handler.result().close()
 
   def steps(self) -> list[int]:
     """Steps of the complete checkpoints, oldest first, without those found corrupted."""
-    complete = [int(path.name) for path in _checkpoints(self._folder) if _is_complete(path)]
+    found = folders.checkpoints(self._folder)
+    complete = [int(path.name) for path in found if folders.is_complete(path)]
     return [step for step in complete if step not in self._passed_over]
 
   def latest(self) -> int | None:
@@ -152,13 +168,30 @@ class Store:
     return Restored(state, json.loads((path / _EXTRA).read_bytes()), int(path.name))
 
   def _find_newest(self) -> Path | None:
-    path = find_checkpoint(self._folder)
-    found = -1 if path is None else int(path.name)
-    steps = [int(other.name) for other in _checkpoints(self._folder)]
-    self._passed_over = {step for step in steps if step > found}
-    return path
+    self._passed_over = set()
+    for path in reversed(self._list()):
+      flaw = _find_flaw(path)
+      if flaw is None:
+        return path
+      if hosts.is_leader():
+        _warn(path, flaw)
+      self._passed_over.add(int(path.name))
+    return None
+
+  def _list(self) -> list[Path]:
+    """Folders of checkpoints, oldest first, which all processes see."""
+    found = folders.checkpoints(self._folder)
+    seen = hosts.share('checkpoint names', json.dumps([path.name for path in found]))
+    others = [process for process, names in enumerate(seen) if names != seen[0]]
+    if others:
+      raise UserError(
+        f'process {others[0]} does not see the checkpoints in {self._folder} that process 0 sees: '
+        f'{_SHARED}'
+      )
+    return found
 
   def _find_step(self, step: int) -> Path:
+    self._list()
     path = self._folder / str(step)
     flaw = _find_flaw(path)
     if flaw is not None:
@@ -169,13 +202,39 @@ class Store:
       )
     return path
 
-  def _commit(self, step: int, draft: Path, beside: Mapping[str, str | bytes]) -> None:
-    self._checkpointer.result().wait_until_finished()
-    for name, content in beside.items():
-      _write(draft / name, content)
-    _write(draft / _CHECKSUMS, json.dumps(_checksums(draft), indent=1))
-    _publish(draft)
+  def _write(self, draft: Path, arrays: dict[str, jax.Array]) -> list[Any]:
+    """What to wait for until this process has written its shards of `arrays`."""
+    import orbax.checkpoint as ocp
+    from etils import epath
+
+    _check_seen(draft)
+    saving = self._handler.result().async_save(
+      epath.Path(draft / _STATE), args=ocp.args.PyTreeSave(arrays)
+    )
+    return asyncio.run(saving) or []
+
+  def _commit(
+    self, step: int, draft: Path, writing: Future[list[Any]], beside: Mapping[str, str | bytes]
+  ) -> None:
+    deadline = time.monotonic() + _SECONDS
+    with _together('checkpoint written', step):
+      for future in writing.result():
+        future.result(timeout=max(0.0, deadline - time.monotonic()))
+      folders.hash_own(draft, hosts.index())
     self._passed_over.discard(step)
+    with _together('checkpoint complete', step):
+      if hosts.is_leader():
+        self._complete(step, draft, beside)
+
+  def _complete(self, step: int, draft: Path, beside: Mapping[str, str | bytes]) -> None:
+    """What process 0 does once all have written their shards."""
+    from etils import epath
+
+    self._handler.result().finalize(epath.Path(draft / _STATE))
+    for name, content in beside.items():
+      folders.write(draft / name, content)
+    folders.complete(draft, hosts.count())
+    folders.publish(draft)
     self._prune(step)
 
   def _prune(self, newest: int) -> None:
@@ -184,18 +243,18 @@ class Store:
     kept = {newest, *good[-self._keep_latest :]}
     if self._keep_every is not None:
       kept.update(step for step in good if step % self._keep_every == 0)
-    for path in _checkpoints(self._folder):
+    for path in folders.checkpoints(self._folder):
       if int(path.name) not in kept:
-        _delete(path)
+        folders.delete(path)
 
 
 def find_checkpoint(folder: Path) -> Path | None:
   """The newest checkpoint below `folder` whose every file is as it was written; writes nothing."""
-  for path in reversed(_checkpoints(folder)):
-    flaw = _find_flaw(path)
+  for path in reversed(folders.checkpoints(folder)):
+    flaw = folders.find_flaw(path)
     if flaw is None:
       return path
-    logging.warning('passing over checkpoint %s: %s', path, flaw)
+    _warn(path, flaw)
   return None
 
 
@@ -205,35 +264,77 @@ def restore_params(path: Path, abstract_params: Params) -> Params:
   Args:
     path: the folder of the checkpoint; its files are taken as they are.
     abstract_params: nested dict of `jax.ShapeDtypeStruct`; one without a sharding goes to the
-      first device.
+      first device of this process.
   """
   return _load(path, abstract_params, within='params/')
 
 
-def _open_checkpointer() -> 'ocp.AsyncCheckpointer':
+@contextlib.contextmanager
+def _together(name: str, step: int) -> Iterator[None]:
+  """A part of the save of `step` that fails on every process where it fails on one."""
+  error = None
+  try:
+    yield
+  except Exception as caught:
+    error = caught
+  said = hosts.share(name, f'{type(error).__name__}: {error}' if error else '', _SECONDS)
+  if error is not None:
+    raise error
+  failed = [f'process {process}: {text}' for process, text in enumerate(said) if text]
+  if failed:
+    raise CheckpointError(f'step {step} was not saved because of {"; ".join(failed[:3])}')
+
+
+def _check_seen(draft: Path) -> None:
+  """UserError where this process does not see what process 0 has made."""
+  deadline = time.monotonic() + _SEEN_SECONDS
+  while not (is_remote(draft) or draft.is_dir()):
+    if time.monotonic() > deadline:
+      raise UserError(
+        f'process {hosts.index()} does not see {draft}, which process 0 has made: {_SHARED}'
+      )
+    time.sleep(0.05)
+
+
+def _find_flaw(path: Path) -> str | None:
+  """Why the checkpoint cannot be trusted, or None; every process reads its part, and hears of all."""
+  flaw = folders.find_flaw(path, hosts.index(), hosts.count())
+  said = hosts.share('checkpoint whole', flaw or '', _SECONDS)
+  return next(filter(None, said), None)
+
+
+def _warn(path: Path, flaw: str) -> None:
+  logging.warning('passing over checkpoint %s: %s', path, flaw)
+
+
+def _open_handler() -> 'ocp.PyTreeCheckpointHandler':
   import orbax.checkpoint as ocp
 
+  objects.teach_s3()
+
   # Compressing 120 MB of f32 noise takes 0.35 s of CPU time, not 0.12, and saves 8% of it.
-  return ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(use_compression=False))
+  return ocp.PyTreeCheckpointHandler(use_compression=False)
 
 
 def _load(path: Path, abstract: Any, within: str = '') -> Any:
   """The arrays of `abstract`, which the checkpoint holds under `within`, on their shardings."""
   import orbax.checkpoint as ocp
+  from etils import epath
 
-  path = path.absolute()
+  folder = epath.Path((path if is_remote(path) else path.absolute()) / _STATE)
   wanted = {within + name: leaf for name, leaf in tree.paths(abstract)}
-  here = SingleDeviceSharding(jax.devices()[0])
+  here = SingleDeviceSharding(jax.local_devices()[0])
   arguments = {
     name: ocp.ArrayRestoreArgs(sharding=leaf.sharding or here, dtype=leaf.dtype)
     for name, leaf in wanted.items()
   }
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-    metadata = checkpointer.metadata(path / _STATE).item_metadata
-    saved = {name: leaf for name, leaf in metadata.tree.items() if name.startswith(within)}
+  # Without a Checkpointer, whose barriers are collectives: every process reads for itself.
+  with contextlib.closing(_open_handler()) as handler:
+    metadata = handler.metadata(folder).tree
+    saved = {name: leaf for name, leaf in metadata.items() if name.startswith(within)}
     _check_same(path, saved, wanted)
-    arrays = checkpointer.restore(
-      path / _STATE,
+    arrays = handler.restore(
+      folder,
       args=ocp.args.PyTreeRestore(item=wanted, restore_args=arguments, partial_restore=True),
     )
   return tree.map_with_path(lambda name, _: _own(arrays[within + name]), abstract)
@@ -261,87 +362,3 @@ def _check_same(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any])
 def _own(array: jax.Array) -> jax.Array:
   """A copy whose buffer is XLA's: on CPU an array may share the reader's, and is unfit to donate."""
   return array.copy() if next(iter(array.devices())).platform == 'cpu' else array
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-  """Folders of checkpoints, good and bad, oldest first."""
-  found = folder.iterdir() if folder.is_dir() else ()
-  return sorted((path for path in found if path.name.isdigit()), key=lambda path: int(path.name))
-
-
-def _checksums(path: Path) -> dict[str, str]:
-  """SHA-256 of each file below `path`, by its name relative to it."""
-  files = sorted(file for file in path.rglob('*') if file.is_file())
-  return {file.relative_to(path).as_posix(): _hash(file) for file in files}
-
-
-def _hash(file: Path) -> str:
-  with file.open('rb') as opened:
-    return hashlib.file_digest(opened, 'sha256').hexdigest()
-
-
-def _read_checksums(path: Path) -> dict[str, str] | None:
-  try:
-    return json.loads((path / _CHECKSUMS).read_bytes())
-  except (OSError, ValueError):
-    return None
-
-
-def _is_complete(path: Path) -> bool:
-  return _read_checksums(path) is not None
-
-
-def _find_flaw(path: Path) -> str | None:
-  """Why the checkpoint cannot be trusted, or None."""
-  if not path.is_dir():
-    return 'there is none'
-  checksums = _read_checksums(path)
-  if checksums is None:
-    return f'its save was not completed (no whole {_CHECKSUMS})'
-  for name, expected in checksums.items():
-    try:
-      if _hash(path / name) != expected:
-        return f'{name} does not match its checksum'
-    except OSError as error:
-      return f'{name} cannot be read ({error.strerror})'
-  return None
-
-
-def _clear_drafts(folder: Path) -> None:
-  """Deals with what a killed or failed save left: a complete draft is published, another deleted."""
-  for draft in [path for path in folder.glob('*.tmp') if path.stem.isdigit()]:
-    if _is_complete(draft):
-      _publish(draft)
-    else:
-      logging.warning('deleting %s: its save was not completed', draft)
-      shutil.rmtree(draft, ignore_errors=True)
-
-
-def _publish(draft: Path) -> None:
-  """Gives a complete draft its name, in place of one that has it."""
-  final = draft.with_suffix('')
-  if final.exists():
-    _delete(final)
-  _sync(draft)
-  draft.rename(final)
-  _sync(final.parent)
-
-
-def _delete(path: Path) -> None:
-  """Deletes a checkpoint; its checksums go first, so that half of one never counts as complete."""
-  (path / _CHECKSUMS).unlink(missing_ok=True)
-  shutil.rmtree(path, ignore_errors=True)  # what a reader holds open goes at the next pruning
-
-
-def _write(path: Path, content: str | bytes) -> None:
-  path.write_bytes(content.encode() if isinstance(content, str) else content)
-  _sync(path)
-
-
-def _sync(path: Path) -> None:
-  """Returns when the file or folder is on the disk."""
-  descriptor = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)

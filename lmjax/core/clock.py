@@ -48,7 +48,7 @@ class Ledger:
 
   def __init__(
     self,
-    path: Path,
+    path: Path | None,
     *,
     clock: Callable[[], float] = time.monotonic,
     start: float | None = None,
@@ -56,7 +56,7 @@ class Ledger:
     """Continues the ledger at `path`, or begins it there.
 
     Args:
-      path: the JSON file, rewritten atomically when more than a second old.
+      path: the JSON file, rewritten atomically when more than a second old; None for no file.
       clock: seconds that never go back.
       start: when the session began, by `clock`; None for the start of this process.
     """
@@ -68,11 +68,14 @@ class Ledger:
     self._saved = self._since
 
   @contextlib.contextmanager
-  def measure(self, kind: Kind) -> Iterator[None]:
-    """Counts the seconds of the block as `kind`, less those of blocks inside it."""
+  def measure(self, kind: Kind) -> Iterator[Callable[[Kind], None]]:
+    """Counts the seconds of the block as `kind`, less those of blocks inside it.
+
+    What the block is given, called at its end with another kind, has them counted as that.
+    """
     outer = self._switch(kind)
     try:
-      yield
+      yield self._rename
     finally:
       self._switch(outer)
 
@@ -115,8 +118,12 @@ class Ledger:
     return {**seconds, 'wall': sum(seconds.values())}
 
   def save(self) -> None:
-    write_json(self._path, {'step': self._step, 'seconds': self.seconds()})
+    if self._path:
+      write_json(self._path, {'step': self._step, 'seconds': self.seconds()})
     self._saved = self._since
+
+  def _rename(self, kind: Kind) -> None:
+    self._kind = kind
 
   def _switch(self, kind: Kind) -> Kind:
     """Makes `kind` the current one and returns the one that was."""
@@ -132,9 +139,9 @@ class Ledger:
     self._since = now
 
 
-def _read(path: Path) -> tuple[dict[str, float], int]:
+def _read(path: Path | None) -> tuple[dict[str, float], int]:
   """Seconds by kind and the last finished step of earlier sessions."""
-  if not path.exists():
+  if path is None or not path.exists():
     return dict.fromkeys(KINDS, 0.0), 0
   try:
     saved: dict[str, Any] = json.loads(path.read_text())

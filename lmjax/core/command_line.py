@@ -14,13 +14,14 @@ from absl import flags
 
 from lmjax.core import config, registry
 from lmjax.core.errors import UserError, closest
+from lmjax.core.storage import mirror
 from lmjax.core.task import Task
 
 _USAGE = """usage: python -m lmjax.main --experiment=NAME [--FLAG=VALUE ...]
 
   --experiment=NAME     what to run; also package.module:function of your own
   --config=FILE         run a saved config.json again; flags given beside it win
-  --workdir=FOLDER      where everything is written (default runs/NAME)
+  --workdir=FOLDER      where everything is written (default runs/NAME); also s3://, gs://
   --flagfile=FILE       read flags from a file, one a line
   --list                every experiment, one line each
   --help                this text; with --experiment also all its flags"""
@@ -63,7 +64,7 @@ def parse(argv: Sequence[str]) -> Command | str:
     raise UserError(config.qualify(str(error), [leaf.name for leaf in leaves], '--')) from None
   if values.help or values.h:
     return help_text(name, task)
-  return Command(name, task, Path(values.workdir) if values.workdir else None)
+  return Command(name, task, mirror(values.workdir) if values.workdir else None)
 
 
 def _expand_flag_files(argv: Sequence[str]) -> list[str]:

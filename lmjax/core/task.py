@@ -3,6 +3,7 @@
 Knows nothing about JAX beyond naming the device in the report.
 """
 
+import contextlib
 import datetime
 import fcntl
 import functools
@@ -14,12 +15,13 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
 from lmjax.core.config import Config, changed_identity, to_json, to_text
 from lmjax.core.errors import UserError
+from lmjax.core.storage import mirrored
 
 SCHEMA = 1
 
@@ -37,10 +39,17 @@ class Task(Config):
     """Does the work in `workdir` and returns what its report holds beside the common keys."""
     raise NotImplementedError
 
+  def connect(self) -> int:
+    """Joins the other processes of a run; returns which of them this is, 0 where it writes."""
+    return 0
+
+  def leave(self, error: BaseException | None) -> None:
+    """Ends what `connect` began; where there are other processes, `error` ends them and this one."""
+
 
 def default_workdir(task: Task, name: str) -> Path:
   """`runs/NAME` for a task that resumes, else a new folder `runs/NAME-0001`, the next number free."""
-  base = Path('runs') / name.rpartition(':')[2]
+  base = _named_workdir(name)
   if task.resumes:
     return base
   numbers = [path.name.removeprefix(f'{base.name}-') for path in base.parent.glob(f'{base.name}-*')]
@@ -55,6 +64,10 @@ def default_workdir(task: Task, name: str) -> Path:
     except OSError as error:
       raise _unwritable(folder, error) from None
     return folder
+
+
+def _named_workdir(name: str) -> Path:
+  return Path('runs') / name.rpartition(':')[2]
 
 
 def save_config(task: Task, name: str, workdir: Path) -> None:
@@ -120,6 +133,28 @@ def hold_workdir(workdir: Path) -> IO[str]:
   file.write(f'process {os.getpid()} of {platform.node()}')
   file.flush()
   return file
+
+
+@contextlib.contextmanager
+def opened(task: Task, name: str, workdir: Path | None) -> Iterator[tuple[Path, bool]]:
+  """The workdir of a run for the block, locked and with its config.json, and whether to write there.
+
+  Of the processes of a run, connected for the block, process 0 alone does so. What it finds wrong
+  ends the others at their first exchange.
+  """
+  process = task.connect()
+  try:
+    if process > 0:
+      yield workdir or _named_workdir(name), False
+    else:
+      workdir = workdir or default_workdir(task, name)
+      with hold_workdir(workdir), mirrored(workdir):
+        save_config(task, name, workdir)
+        yield workdir, True
+  except BaseException as error:
+    task.leave(error)
+    raise
+  task.leave(None)
 
 
 def write_report(workdir: Path, name: str, started: datetime.datetime, report: Report) -> Report:

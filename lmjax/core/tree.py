@@ -39,10 +39,19 @@ def sha256(params: Tree) -> str:
   """Hash of every array in path order: its path, dtype, shape and bytes, wherever its shards are."""
   digest = hashlib.sha256()
   for path, leaf in paths(params):
-    array = np.asarray(jax.device_get(leaf))
+    array = gather(leaf)
     digest.update(f'{path} {array.dtype} {array.shape}\n'.encode())
     digest.update(array.tobytes())
   return digest.hexdigest()
+
+
+def gather(leaf: Any) -> np.ndarray:
+  """The whole of one array on this host. Where other processes hold shards of it, all must call."""
+  if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+    assert isinstance(leaf.sharding, NamedSharding)
+    everywhere = NamedSharding(leaf.sharding.mesh, PartitionSpec())
+    leaf = jax.jit(lambda x: x, out_shardings=everywhere)(leaf)
+  return np.asarray(leaf)
 
 
 def stack(tree: Tree, key: str = 'layers') -> Tree:

@@ -8,6 +8,7 @@ import hashlib
 import re
 import zipfile
 from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import fsspec
@@ -43,6 +44,16 @@ def sha256(path: str) -> str:
   with _opened(path) as file:
     while block := file.read(1 << 20):
       digest.update(block)
+  return digest.hexdigest()
+
+
+def copy(path: str, target: Path) -> str:
+  """Writes the bytes of the file to `target`, a local one; returns their SHA-256 in hex."""
+  digest = hashlib.sha256()
+  with _opened(path) as file, target.open('wb') as written:
+    while block := file.read(1 << 20):
+      digest.update(block)
+      written.write(block)
   return digest.hexdigest()
 
 

@@ -77,26 +77,17 @@ class Loader:
     """Global row `row` of the run, as a batch of one."""
     return self._read([row])
 
-  def batch(self, step: int) -> Batch:
-    """Rows `step` x batch and on."""
-    return self.host_rows(step, 0, 1)
+  def batch(self, step: int, rows: Sequence[int] | None = None) -> Batch:
+    """Rows `step` x batch and on; of them those numbered `rows` from 0 alone, reading no other."""
+    wanted = range(self.batch_rows) if rows is None else rows
+    return self._read([step * self.batch_rows + row for row in wanted])
 
-  def host_rows(self, step: int, host: int, hosts: int) -> Batch:
-    """The rows of `batch(step)` that are `host`'s of `hosts`, reading only those.
-
-    Hosts' rows follow each other in the batch; where they do not divide, some have one row more.
-    """
-    first, stop = (
-      step * self.batch_rows + edge * self.batch_rows // hosts for edge in (host, host + 1)
-    )
-    return self._read(range(first, stop))
-
-  def iterate(self, start: int, stop: int, *, host: int = 0, hosts: int = 1) -> Iterator[Batch]:
-    """`host_rows` of steps `start` to `stop` - 1, prepared ahead in background threads.
+  def iterate(self, start: int, stop: int, rows: Sequence[int] | None = None) -> Iterator[Batch]:
+    """`batch` of steps `start` to `stop` - 1, prepared ahead in background threads.
 
     Close the iterator (or use it up) to end the threads.
     """
-    steps = grain.MapDataset.range(start, stop).map(lambda step: self.host_rows(step, host, hosts))
+    steps = grain.MapDataset.range(start, stop).map(lambda step: self.batch(step, rows))
     options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
     batches = iter(steps.to_iter_dataset(options))
     try:
@@ -106,9 +97,9 @@ class Loader:
 
   def _read(self, rows: Sequence[int]) -> Batch:
     """The given global rows, with one read of each source."""
-    located = [self._locate(row) for row in rows]
-    pieces = packing.join([found for _, found in located])
-    source = np.array([source for source, _ in located], np.int64)[pieces.row]
+    located = [self.locate(row) for row in rows]
+    pieces = packing.join([found for *_, found in located])
+    source = np.array([source for source, *_ in located], np.int64)[pieces.row]
     posts: list[np.ndarray] = [np.empty(0)] * len(source)
     for one in np.unique(source).tolist():
       places = np.flatnonzero(source == one)
@@ -120,15 +111,15 @@ class Loader:
       pieces, posts, len(rows), self.length, start=tokenizer.start, end=tokenizer.end
     )
 
-  def _locate(self, row: int) -> tuple[int, Pieces]:
-    """(source, pieces) of a global row."""
+  def locate(self, row: int) -> tuple[int, int, Pieces]:
+    """(source, epoch of that source, pieces of its posts) of a global row."""
     source, counter = self._schedule.locate(row) if self._schedule else (0, row)
     epoch, place = divmod(counter, self._packings[source].rows)
     windows, starts = self._epoch(source, epoch)
     visit = int(np.searchsorted(starts, place, 'right')) - 1
     window = int(windows[visit])
     order = self._window(source, epoch, window)
-    return source, self._packings[source].row(window, int(order[place - starts[visit]]))
+    return source, epoch, self._packings[source].row(window, int(order[place - starts[visit]]))
 
   def _shuffled_windows(self, source: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
     """The windows of a source in the order of an epoch, and the epoch's rows before each."""

@@ -8,6 +8,9 @@ A prepared corpus is a folder:
     {part}.lengths.npy       u32 tokens of each post, memory-mapped
     {part}-00000.array_record, ...   one record a post: its token ids, little-endian u16 or u32
 
+It may also lie on s3:// or gs:// (`open_shards`): its files are then fetched into the cache, each when
+it is first read and checked against the manifest, so a host holds no more than it reads.
+
 Posts stand in the order of a content hash, so neighbours are a random sample and the order of the
 files that were read does not matter. Knows nothing about where posts come from, rows or batches.
 """
@@ -16,6 +19,8 @@ import functools
 import hashlib
 import itertools
 import json
+import os
+import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -24,8 +29,11 @@ from typing import Any, TypeVar
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
+from lmjax.core.assets import cache_folder
 from lmjax.core.errors import UserError
+from lmjax.core.storage import at, is_remote
 from lmjax.core.task import write_json
+from lmjax.data import files
 from lmjax.data.split import PARTS, Part
 from lmjax.data.tokenizer import Tokenizer
 
@@ -48,15 +56,16 @@ class Shards:
   Opening reads the manifest and nothing a post, so it takes milliseconds at any size.
 
   Attributes:
-    folder: where it lies.
+    folder: where it lies, or what was fetched of the one at `origin` lies.
     manifest: `schema, source, settings, rows, parts, token_bytes, tokenizer_sha256`.
     sha256: hash of the manifest, which holds the hash of everything else.
     bytes_read: bytes of records read so far.
   """
 
-  def __init__(self, folder: Path) -> None:
+  def __init__(self, folder: Path, origin: str | None = None) -> None:
     text = (folder / 'manifest.json').read_bytes()
     self.folder = folder
+    self._origin = origin
     self.manifest: dict[str, Any] = json.loads(text)
     self.sha256 = hashlib.sha256(text).hexdigest()
     self.bytes_read = 0
@@ -68,12 +77,12 @@ class Shards:
   @functools.cached_property
   def tokenizer(self) -> Tokenizer:
     """The tokenizer of the token ids."""
-    return Tokenizer.load(self.folder / 'tokenizer.json')
+    return Tokenizer.load(self._file('tokenizer.json', self.manifest['tokenizer_sha256']))
 
   @property
   def notes(self) -> list[str]:
     """Sentences about the rows that were dropped when the posts were read."""
-    return json.loads((self.folder / 'notes.json').read_text(encoding='utf-8'))
+    return json.loads(self._file('notes.json').read_text(encoding='utf-8'))
 
   def posts(self, part: Part) -> int:
     """Number of posts in `part`."""
@@ -81,19 +90,20 @@ class Shards:
 
   def lengths(self, part: Part) -> np.ndarray:
     """u32 tokens of each post of `part`, memory-mapped."""
-    return self._mapped(self.folder / _lengths_name(part))
+    described = self.manifest['parts'][part]['lengths']
+    return self._mapped(self._file(described['file'], described['sha256']))
 
   def read(self, part: Part, indices: Sequence[int] | np.ndarray) -> list[np.ndarray]:
     """The token ids of the posts at `indices`, in that order, without start and end."""
     indices = np.asarray(indices, np.int64)
-    files = self.manifest['parts'][part]['shards']
-    ends = np.cumsum([file['posts'] for file in files], dtype=np.int64)
+    described = self.manifest['parts'][part]['shards']
+    ends = np.cumsum([file['posts'] for file in described], dtype=np.int64)
     shards = np.searchsorted(ends, indices, 'right')
     found: list[np.ndarray] = [np.empty(0)] * len(indices)
     for shard in np.unique(shards).tolist():
       places = np.flatnonzero(shards == shard)
-      within = indices[places] - (ends[shard] - files[shard]['posts'])
-      for place, record in zip(places, self._records(files[shard]['file'], within), strict=True):
+      within = indices[places] - (ends[shard] - described[shard]['posts'])
+      for place, record in zip(places, self._records(described[shard], within), strict=True):
         found[place] = np.frombuffer(record, self._dtype)
     if [len(tokens) for tokens in found] != self.lengths(part)[indices].tolist():
       raise self._damaged(_lengths_name(part), 'a post has not the length that it says')
@@ -108,19 +118,55 @@ class Shards:
     for batch in _batches(range(self.posts(part))):
       yield from self.read(part, batch)
 
-  def _records(self, file: str, positions: np.ndarray) -> list[bytes]:
+  def _records(self, shard: dict[str, Any], positions: np.ndarray) -> list[bytes]:
+    file = shard['file']
+    path = self._file(file, shard['sha256'])
     try:
-      records = self._reader(self.folder / file).read(positions.tolist())
+      records = self._reader(path).read(positions.tolist())
     except (IndexError, RuntimeError, ValueError) as error:  # what array_record makes of bad bytes
       raise self._damaged(file, str(error)) from error
     with self._lock:
       self.bytes_read += sum(map(len, records))
     return records
 
+  def _file(self, name: str, sha256: str | None = None) -> Path:
+    """The file of that name, fetched where it is not here yet."""
+    path = self.folder / name
+    if self._origin is None or path.exists():
+      return path
+    draft = self.folder / f'.{name}.{os.getpid()}.{threading.get_ident()}'
+    try:
+      if files.copy(f'{self._origin}/{name}', draft) != sha256 and sha256 is not None:
+        raise UserError(
+          f'{self._origin}/{name} is not what its manifest says: copy the corpus there again'
+        )
+      os.replace(draft, path)
+    finally:
+      draft.unlink(missing_ok=True)
+    return path
+
   def _damaged(self, file: str, reason: str) -> UserError:
     return UserError(
       f'{self.folder / file} is damaged ({reason}): delete {self.folder} to have it prepared again'
     )
+
+
+def open_shards(address: str) -> Shards:
+  """The prepared corpus in a folder, or in one on s3:// or gs://, of which the cache keeps a part.
+
+  Raises:
+    UserError: there is none, or it cannot be read.
+  """
+  if not is_remote(at(address)):
+    return Shards(at(address))
+  corpora = cache_folder() / 'corpora'
+  corpora.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=corpora) as scratch:
+    manifest = Path(scratch) / 'manifest.json'
+    folder = corpora / files.copy(f'{address}/manifest.json', manifest)
+    folder.mkdir(exist_ok=True)
+    os.replace(manifest, folder / manifest.name)
+  return Shards(folder, address)
 
 
 def write_part(
@@ -176,10 +222,10 @@ def is_complete(folder: Path) -> bool:
   try:
     manifest = json.loads((folder / 'manifest.json').read_bytes())
     parts = [manifest['parts'][part] for part in PARTS]
-    files = [file for part in parts for file in (*part['shards'], part['lengths'])]
+    listed = [file for part in parts for file in (*part['shards'], part['lengths'])]
     tokenizer = hashlib.sha256((folder / 'tokenizer.json').read_bytes()).hexdigest()
     return (
-      all((folder / file['file']).stat().st_size == file['size'] for file in files)
+      all((folder / file['file']).stat().st_size == file['size'] for file in listed)
       and tokenizer == manifest['tokenizer_sha256']
       and (folder / 'notes.json').exists()
     )

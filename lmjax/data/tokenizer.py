@@ -18,6 +18,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from lmjax.core.config import Config, leaf
 from lmjax.core.errors import UserError
+from lmjax.core.storage import at
 
 START, END = '<|start|>', '<|end|>'
 SMALLEST = 258  # 256 bytes, start and end
@@ -91,7 +92,7 @@ class Tokenizer:
       UserError: no such file, no tokenizer, no control tokens, or not exact for every text.
     """
     try:
-      text = Path(path).read_text(encoding='utf-8')
+      text = at(str(path)).read_text(encoding='utf-8')
     except (OSError, UnicodeDecodeError) as error:
       raise UserError(f'tokenizer {path} cannot be read: {error}') from None
     try:

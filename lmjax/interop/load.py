@@ -9,6 +9,7 @@ import jax
 from lmjax.checkpoint.store import find_checkpoint, restore_params
 from lmjax.core import config, registry, tree
 from lmjax.core.errors import UserError
+from lmjax.core.storage import at
 from lmjax.core.types import Params
 from lmjax.data.tokenizer import Tokenizer
 from lmjax.models.transformer import Decoder
@@ -25,12 +26,12 @@ class Loaded(NamedTuple):
 
 
 def load(checkpoint: str) -> Loaded:
-  """The model at `checkpoint`: RUN, or RUN/checkpoints/STEP.
+  """The model at `checkpoint`: RUN, or RUN/checkpoints/STEP, also on s3:// or gs://.
 
   Raises:
     UserError: there is no run, or none of its checkpoints is whole.
   """
-  folder = _checkpoint_folder(Path(checkpoint))
+  folder = _checkpoint_folder(at(checkpoint))
   saved = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
   task = config.from_json(registry.find(saved['experiment']), saved['config'])
   tokenizer = Tokenizer.load(folder / 'tokenizer.json')

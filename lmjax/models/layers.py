@@ -102,6 +102,7 @@ class Mlp(nn.Module):
   activation: str
   biased: bool
   dtype: str
+  product_dtype: str
 
   @nn.compact
   def __call__(self, x_BLD: jax.Array) -> jax.Array:
@@ -109,13 +110,15 @@ class Mlp(nn.Module):
     gate_BLF = None
     if self.activation not in ungated:
       gate_DF = weight(self, 'gate', (D, F), ('embed', 'mlp'))
-      gate_BLF = dot('BLD,DF->BLF', x_BLD, gate_DF, self.dtype)
-    up_BLF = dot('BLD,DF->BLF', x_BLD, weight(self, 'up', (D, F), ('embed', 'mlp')), self.dtype)
+      gate_BLF = dot('BLD,DF->BLF', x_BLD, gate_DF, self.product_dtype)
+    up_BLF = dot(
+      'BLD,DF->BLF', x_BLD, weight(self, 'up', (D, F), ('embed', 'mlp')), self.product_dtype
+    )
     if self.biased:
       up_BLF += bias(self, 'up_bias', (F,), ('mlp',))[None, None]
     hidden_BLF = MLP_ACTIVATIONS[self.activation](gate_BLF, up_BLF).astype(self.dtype)
     down_FD = weight(self, 'down', (F, D), ('mlp', 'embed'), output=True)
-    y_BLD = dot('BLF,FD->BLD', hidden_BLF, down_FD, self.dtype)
+    y_BLD = dot('BLF,FD->BLD', hidden_BLF, down_FD, self.product_dtype)
     if self.biased:
       y_BLD += bias(self, 'down_bias', (D,), ('norm',))[None, None]
     return y_BLD

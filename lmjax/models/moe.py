@@ -3,13 +3,13 @@
 B batch, L length, D width, F mlp hidden, E experts, k experts a token.
 """
 
+import functools
 import math
-from typing import Literal
+from typing import Any, Literal, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
 from lmjax.core.config import Config, leaf
 from lmjax.core.errors import UserError
@@ -17,6 +17,8 @@ from lmjax.core.types import Mean
 from lmjax.models.layers import MLP_ACTIVATIONS, Mlp, bias, ungated, weight
 from lmjax.ops import moe
 from lmjax.ops.dot import dot
+from lmjax.parallel.expert import run_on_experts
+from lmjax.parallel.sharding import axis_sizes, on_shards, spec, vary
 
 
 class MoE(Config):
@@ -68,12 +70,12 @@ class MoeMlp(nn.Module):
   @nn.compact
   def __call__(self, x_BLD: jax.Array, weights_BL: jax.Array):
     c = self.config
-    router_DE = weight(self, 'router', (self.width, c.experts), ('embed', 'expert'))
+    router_DE = weight(self, 'router', (self.width, c.experts), ('embed', 'choice'))
     logits_BLE = dot('BLD,DE->BLE', x_BLD, router_DE)
     scores_BLE = jax.nn.softmax(logits_BLE) if c.scores == 'softmax' else jax.nn.sigmoid(logits_BLE)
     bias_E = None
     if c.balancing == 'bias':
-      bias_E = bias(self, 'router_bias', (c.experts,), ('expert',))
+      bias_E = bias(self, 'router_bias', (c.experts,), ('choice',))
     ranked = (
       scores_BLE if bias_E is None else scores_BLE + jax.lax.stop_gradient(bias_E)[None, None]
     )
@@ -83,9 +85,8 @@ class MoeMlp(nn.Module):
       gates_BLk = gates_BLk / (jnp.sum(gates_BLk, axis=-1, keepdims=True) + 1e-20)
     y_BLD, dropped = self._run(x_BLD, experts_BLk, gates_BLk, weights_BL)
     if c.shared:
-      y_BLD += Mlp(
-        self.width, self.mlp * c.shared, self.activation, False, self.dtype, name='shared'
-      )(x_BLD)
+      shape = (self.width, self.mlp * c.shared, self.activation, False)
+      y_BLD += Mlp(*shape, self.dtype, self.dtype, name='shared')(x_BLD)
     aux = _auxiliary(c, logits_BLE, scores_BLE, experts_BLk, weights_BL, bias_E)
     return y_BLD, aux | {'dropped': dropped}
 
@@ -112,34 +113,31 @@ class MoeMlp(nn.Module):
 
 
 def _over_mesh(x_BLD, experts_BLk, gates_BLk, experts, activation, dtype):
-  """`run_dropless` on each device's own rows: sorting the whole batch would gather it.
+  """`run_dropless` on each device's own tokens: sorting the whole batch would gather it.
 
-  Experts are gathered over fsdp, as any weight; over tensor each device has a slice of F, and the
-  partial sums are added.
+  Experts are gathered over fsdp, as any weight; over the expert axis each device has some of them,
+  to which tokens travel; over tensor each has a slice of F, and the partial sums are added.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
-    return moe.run_dropless(x_BLD, experts_BLk, gates_BLk, experts, activation, dtype)
-  rows, up, down = (
-    PartitionSpec(('data', 'fsdp')),
-    PartitionSpec(None, None, 'tensor'),
-    PartitionSpec(None, 'tensor'),
-  )
-
-  # Typed as different on every device, so that gradients are summed over the axes they were not.
-  vary = lambda tree, *axes: jax.tree.map(lambda x: jax.lax.pcast(x, axes, to='varying'), tree)
+  count = experts.up_EDF.shape[0]
+  sizes = axis_sizes()
+  if not sizes:
+    run = functools.partial(moe.run_sorted, experts, activation, dtype)
+    return moe.run_dropless(x_BLD, experts_BLk, gates_BLk, count, run)
 
   def local(x, chosen, gates, weights):
     x, chosen, gates = vary((x, chosen, gates), 'tensor')
-    weights = vary(weights, 'data', 'fsdp')
-    y = moe.run_dropless(x, chosen, gates, weights, activation, dtype)
-    return jax.lax.psum(y, 'tensor')
+    weights = vary(weights, 'data', 'fsdp', 'context')
+    run = functools.partial(moe.run_sorted, weights, activation, dtype)
+    if sizes['expert'] > 1:
+      run = functools.partial(run_on_experts, run)
+    return jax.lax.psum(moe.run_dropless(x, chosen, gates, count, run), 'tensor')
 
-  gate = None if experts.gate_EDF is None else up
-  specs = (rows, rows, rows, moe.Experts(gate, up, down))  # type: ignore[arg-type]
-  return jax.shard_map(local, in_specs=specs, out_specs=rows)(
-    x_BLD, experts_BLk, gates_BLk, experts
-  )
+  tokens = spec(('batch', 'length'))
+  up, down = spec(('expert', None, 'mlp')), spec(('expert', 'mlp'))
+  gate: Any = None if experts.gate_EDF is None else up
+  in_specs = (tokens, tokens, tokens, moe.Experts(gate, *cast(Any, (up, down))))
+  run = on_shards(local, in_specs=in_specs, out_specs=tokens)
+  return run(x_BLD, experts_BLk, gates_BLk, experts)
 
 
 def _auxiliary(c: MoE, logits_BLE, scores_BLE, experts_BLk, weights_BL, bias_E) -> dict[str, Mean]:

@@ -8,23 +8,39 @@ dim, V vocab, N layers.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from lmjax.core import tree
 from lmjax.core.config import Config, leaf, part
 from lmjax.core.errors import UserError
 from lmjax.core.types import Mean, Output, Params
-from lmjax.models.layers import Mlp, Norm, RmsNorm, bias, declare, ungated, weight
+from lmjax.models.attention import Attention
+from lmjax.models.layers import Mlp, Norm, RmsNorm, declare, ungated, weight
 from lmjax.models.moe import MoE, MoeMlp
-from lmjax.ops import attention, rope
+from lmjax.ops import attention_gpu, rope
 from lmjax.ops.dot import dot
-from lmjax.parallel.sharding import constrain
+from lmjax.parallel.pipeline import Pipeline, run_stages
+from lmjax.parallel.sharding import axis_sizes, batch_ways, constrain
 
 Cache = dict[str, Any]
+
+_BLOCK_INPUT = 'block_input'
+_REMAT = {
+  'full': None,
+  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'offload': jax.checkpoint_policies.save_and_offload_only_these_names(
+    names_which_can_be_saved=[],
+    names_which_can_be_offloaded=[_BLOCK_INPUT],
+    offload_src='device',
+    offload_dst='pinned_host',
+  ),
+}
 
 
 class Rope(Config):
@@ -83,17 +99,26 @@ class Decoder(Config):
   dtype: Literal['float32', 'bfloat16'] = leaf(
     'float32', 'Compute dtype; parameters and sums are f32.'
   )
+  matmul: Literal['float32', 'bfloat16', 'float8'] | None = leaf(
+    None, "What weights' products round to; none: dtype. float8: from H100 on, not for experts."
+  )
   layout: Literal['scan', 'list'] = leaf(
     'scan',
     'Compile one block and scan it, or every block (faster steps, slower compile).',
     run=True,
   )
-  remat: Literal['none', 'dots', 'full'] = leaf(
+  remat: Literal['none', 'dots', 'full', 'offload'] = leaf(
     'none',
-    'Recompute in the backward pass: nothing; all but matrix products; everything.',
+    'Recompute in the backward pass: nothing; all but matrix products; all; all, inputs on the host.',
+    run=True,
+  )
+  attention: attention_gpu.Choice = leaf(
+    'auto',
+    'XLA a block of queries at a time, or a Pallas kernel for NVIDIA GPUs; auto: where it can be.',
     run=True,
   )
   attention_block: int = leaf(512, 'Queries of a row at a time in attention.', low=1, run=True)
+  pipeline: Pipeline = part(Pipeline(), 'How mesh.pipe is used.', run=True)
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -116,6 +141,23 @@ class Decoder(Config):
         'biases=all contradicts moe=on, experts have none: pass biases=qkv or biases=none'
       )
 
+    if self.attention == 'pallas':
+      self.choose_attention()
+
+  @property
+  def product_dtype(self) -> str:
+    """What the products with weights round their operands to."""
+    return self.matmul or self.dtype
+
+  def choose_attention(self) -> Callable[..., jax.Array]:
+    """The attention of packed rows that `attention` and this model's shape give."""
+    return attention_gpu.choose(
+      self.attention,
+      softcap=self.attention_softcap,
+      windows=self.windows,
+      head_dim=self.head_dim,
+    )
+
   def with_vocab(self, tokens: int) -> 'Decoder':
     """This model for a tokenizer of `tokens` ids: its own vocab where it has room, else refused."""
     if self.vocab is None:
@@ -131,12 +173,36 @@ class Decoder(Config):
   def dimension_sizes(self) -> dict[str, tuple[int, str]]:
     """Setting -> (its value, the dimension name that a mesh may split)."""
     vocab = {} if self.vocab is None else {'vocab': (self.vocab, 'vocab')}
-    return vocab | {
-      'width': (self.width, 'embed'),
-      'heads': (self.heads, 'heads'),
-      'kv_heads': (self.kv_heads, 'kv_heads'),
-      'mlp': (self.mlp, 'mlp'),
-    }
+    experts = {} if self.moe is None else {'moe.experts': (self.moe.experts, 'expert')}
+    return (
+      vocab
+      | experts
+      | {
+        'width': (self.width, 'embed'),
+        'heads': (self.heads, 'heads'),
+        'kv_heads': (self.kv_heads, 'kv_heads'),
+        'mlp': (self.mlp, 'mlp'),
+      }
+    )
+
+  def check_stages(self, stages: int, rows: int) -> None:
+    """UserError when the layers, or `rows` rows of a device, do not split into pipeline stages."""
+    rounds = self.pipeline.rounds
+    unit = stages * rounds * self.pattern
+    if self.layers % unit:
+      shape = f'{stages} stages x {rounds} rounds x {self.pattern} windows'
+      near = [n for n in (self.layers // unit * unit, -(-self.layers // unit) * unit) if n]
+      fewer = [n for n in range(1, stages) if self.layers % (n * rounds * self.pattern) == 0]
+      also = f', or mesh.pipe={max(fewer)}' if fewer else ''
+      raise UserError(
+        f'model.layers={self.layers} does not divide over {shape}: '
+        f'the nearest that do are {" and ".join(map(str, near))}{also}'
+      )
+    if self.layout == 'list':
+      raise UserError(
+        'model.layout=list keeps every layer on every stage of mesh.pipe: pass --model.layout=scan'
+      )
+    self.pipeline.plan(stages, rows)
 
   @property
   def pattern(self) -> int:
@@ -192,12 +258,14 @@ class Decoder(Config):
       cache: from `init_cache`; then every row is one post and sees its slots up to its position.
     """
     x_BLD = _apply(Ends(self), params, tokens_BL, method='embed')
-    x_BLD = constrain(x_BLD, 'batch', 'length', None)
-    turns = self._turns(positions_BL)
-    layers = self._scan if self.layout == 'scan' else self._list
-    x_BLD, cache, aux = layers(params['layers'], x_BLD, segments_BL, positions_BL, turns, cache)
+    x_BLD = constrain(x_BLD, 'batch', 'stream', None)
+    if axis_sizes().get('pipe', 1) > 1:
+      run = self._stages
+    else:
+      run = self._scan if self.layout == 'scan' else self._list
+    x_BLD, cache, aux = run(params['layers'], x_BLD, segments_BL, positions_BL, cache)
     hidden_BLD = _apply(Ends(self), params, x_BLD, method='finish')
-    return Output(hidden_BLD, cache, aux)
+    return Output(constrain(hidden_BLD, 'batch', 'length', None), cache, aux)
 
   def logits(self, params: Params, hidden_BLD: jax.Array) -> jax.Array:
     """f32 logits_BLV; reads only the parameters of `head_params`."""
@@ -251,16 +319,28 @@ class Decoder(Config):
     window = self.window(layer)
 
     def run(params, x_BLD, segments_BL, positions_BL, turns, cache):
+      x_BLD = checkpoint_name(x_BLD, _BLOCK_INPUT)
       turn = turns[1] if window else turns[0]
       block = Block(self, window)
       return _apply(block, params, x_BLD, segments_BL, positions_BL, turn, cache)
 
-    if self.remat == 'none':
-      return run
-    keep = {'full': None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
-    return jax.checkpoint(run, policy=keep[self.remat])
+    return run if self.remat == 'none' else jax.checkpoint(run, policy=_REMAT[self.remat])
 
-  def _list(self, layers, x_BLD, segments_BL, positions_BL, turns, cache):
+  def _stages(self, layers, x_BLD, segments_BL, positions_BL, cache):
+    """The layers of each pipeline stage on its own devices."""
+    assert cache is None, 'generation is not pipelined'
+    sizes = axis_sizes()
+
+    def stage(params, x_BLD, segments_BL, positions_BL):
+      x_BLD, _, aux = self._scan(params, x_BLD, segments_BL, positions_BL, None)
+      return x_BLD, aux
+
+    plan = self.pipeline.plan(sizes['pipe'], x_BLD.shape[0] // batch_ways(sizes))
+    x_BLD, aux = run_stages(stage, layers, x_BLD, (segments_BL, positions_BL), plan)
+    return x_BLD, None, aux
+
+  def _list(self, layers, x_BLD, segments_BL, positions_BL, cache):
+    turns = self._turns(positions_BL)
     aux: list[dict[str, Mean]] = []
     new_cache = None if cache is None else {}
     for i in range(self.layers):
@@ -274,8 +354,9 @@ class Decoder(Config):
     total = jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), *aux)
     return x_BLD, new_cache, total
 
-  def _scan(self, layers, x_BLD, segments_BL, positions_BL, turns, cache):
+  def _scan(self, layers, x_BLD, segments_BL, positions_BL, cache):
     """Scans groups of `pattern` blocks, so that each keeps its own static window."""
+    turns = self._turns(positions_BL)
     group = lambda stacked: jax.tree.map(
       lambda x: x.reshape(-1, self.pattern, *x.shape[1:]), stacked
     )
@@ -314,16 +395,18 @@ class Block(nn.Module):
   def __call__(self, x_BLD, segments_BL, positions_BL, turn, cache):
     c = self.config
     norm = lambda config, name, x: RmsNorm(config, c.width, name=name)(x)
+    whole = lambda x: constrain(x, 'batch', 'length', None)
     after = lambda name, y: y if c.post_norm is None else norm(c.post_norm, name, y)
     attend = Attention(c, self.window, name='attention')
     y_BLD, cache = attend(
-      norm(c.norm, 'attention_norm', x_BLD), segments_BL, positions_BL, turn, cache
+      whole(norm(c.norm, 'attention_norm', x_BLD)), segments_BL, positions_BL, turn, cache
     )
     x_BLD = self._add(x_BLD, after('attention_post_norm', y_BLD))
-    h_BLD = norm(c.norm, 'mlp_norm', x_BLD)
+    h_BLD = whole(norm(c.norm, 'mlp_norm', x_BLD))
     aux: dict[str, Mean] = {}
     if c.moe is None:
-      y_BLD = Mlp(c.width, c.mlp, c.activation, c.biases == 'all', c.dtype, name='mlp')(h_BLD)
+      shape = (c.width, c.mlp, c.activation, c.biases == 'all')
+      y_BLD = Mlp(*shape, c.dtype, c.product_dtype, name='mlp')(h_BLD)
     else:
       counted_BL = (segments_BL > 0).astype(jnp.float32)
       experts = MoeMlp(c.moe, c.width, c.mlp, c.activation, c.dtype, name='mlp')
@@ -332,76 +415,7 @@ class Block(nn.Module):
 
   def _add(self, x_BLD, y_BLD):
     x_BLD = x_BLD + (self.config.residual_scale * y_BLD).astype(x_BLD.dtype)
-    return constrain(x_BLD, 'batch', 'length', None)
-
-
-class Attention(nn.Module):
-  """Causal self-attention of packed rows, or of new tokens against a cache."""
-
-  config: Decoder
-  window: int
-
-  @nn.compact
-  def __call__(self, x_BLD, segments_BL, positions_BL, turn, cache):
-    c = self.config
-    H, G, K, D = c.heads, c.kv_heads, c.head_dim, c.width
-    q_BLHK = self._project('query', x_BLD, H, 'heads')
-    k_BLGK = self._project('key', x_BLD, G, 'kv_heads')
-    v_BLGK = self._project('value', x_BLD, G, 'kv_heads').astype(c.dtype)
-    if c.qk_norm is not None:
-      q_BLHK = RmsNorm(c.qk_norm, K, name='query_norm')(q_BLHK)
-      k_BLGK = RmsNorm(c.qk_norm, K, name='key_norm')(k_BLGK)
-    q_BLHK, k_BLGK = (rope.rotate(x, turn).astype(c.dtype) for x in (q_BLHK, k_BLGK))
-    y_BLHK, cache = self._attend(q_BLHK, k_BLGK, v_BLGK, segments_BL, positions_BL, cache)
-    dims = ('heads', 'head_dim', 'embed')
-    out_HKD = weight(self, 'out', (H, K, D), dims, inputs=2, output=True)
-    y_BLD = dot('BLHK,HKD->BLD', y_BLHK.astype(c.dtype), out_HKD, c.dtype)
-    if c.biases == 'all':
-      y_BLD += bias(self, 'out_bias', (D,), ('norm',))[None, None]
-    return y_BLD, cache
-
-  def _project(self, name, x_BLD, heads, dim):
-    c = self.config
-    w_DHK = weight(self, name, (c.width, heads, c.head_dim), ('embed', dim, 'head_dim'))
-    y_BLHK = constrain(dot('BLD,DHK->BLHK', x_BLD, w_DHK, c.dtype), 'batch', 'length', dim, None)
-    if c.biases != 'none':
-      b_HK = bias(self, f'{name}_bias', (heads, c.head_dim), (dim, 'head_dim'))
-      y_BLHK += b_HK[None, None]
-    return y_BLHK
-
-  def _attend(self, q_BLHK, k_BLGK, v_BLGK, segments_BL, positions_BL, cache):
-    c = self.config
-    scale = c.attention_scale or attention.default_scale(c.head_dim)
-    same = {'scale': scale, 'softcap': c.attention_softcap, 'dtype': c.dtype}
-    if cache is None:
-      y = attention.attend_blocked(
-        q_BLHK,
-        k_BLGK,
-        v_BLGK,
-        segments_BL,
-        window=self.window,
-        block=c.attention_block,
-        **same,
-      )
-      return y, None
-    cache = write_cache(cache, k_BLGK, v_BLGK, segments_BL, positions_BL)
-    mask_BLM = cache_mask(positions_BL, cache['k'].shape[1], self.window)
-    return attention.attend(q_BLHK, cache['k'], cache['v'], mask_BLM, **same), cache
-
-
-def write_cache(cache, k_BLGK, v_BLGK, segments_BL, positions_BL):
-  """Puts keys and values in the slots of their positions; padding is written nowhere."""
-  slots = cache['k'].shape[1]
-  slot_BL = jnp.where(segments_BL > 0, positions_BL, slots)
-  rows_B1 = jnp.arange(slot_BL.shape[0])[:, None]
-  put = lambda old, new: old.at[rows_B1, slot_BL].set(new, mode='drop')
-  return {'k': put(cache['k'], k_BLGK), 'v': put(cache['v'], v_BLGK)}
-
-
-def cache_mask(positions_BL: jax.Array, slots: int, window: int) -> jax.Array:
-  """Which slots each query sees, bool [B, L, M]: those up to its own position, within the window."""
-  back_BLM = positions_BL[:, :, None] - jnp.arange(slots)[None, None, :]
-  return (back_BLM >= 0) & (back_BLM < window) if window else back_BLM >= 0
+    return constrain(x_BLD, 'batch', 'stream', None)
 
 
 class Ends(nn.Module):

@@ -1,13 +1,28 @@
 """The one matrix product: operands in the compute dtype, sums in f32, forward and backward.
 
 bf16 pays on CPUs only where every product asks for an f32 result; autodiff alone would lose that in
-the backward pass, where it multiplies an f32 cotangent with a bf16 operand. Knows nothing of models.
+the backward pass, where it multiplies an f32 cotangent with a bf16 operand. Products in 8 bits are
+for GPUs from the H100 on, and compile-checked only: neither their speed there nor what they cost a
+training run is measured. Knows nothing of models.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+# What `float8` rounds operands, and cotangents, to (Micikevicius et al. 2022, arXiv:2209.05433):
+# gradients want the wider range.
+_OPERAND, _COTANGENT = 'float8_e4m3fn', 'float8_e5m2'
+_SMALLEST = 1e-30  # a tensor whose largest value is less counts as zeros
+
+
+class _Rounded(NamedTuple):
+  """values * scale is what was rounded; no scale is 1."""
+
+  values: jax.Array
+  scale: jax.Array | None
 
 
 def dot(spec: str, x: jax.Array, w: jax.Array, dtype: str = 'float32') -> jax.Array:
@@ -17,20 +32,21 @@ def dot(spec: str, x: jax.Array, w: jax.Array, dtype: str = 'float32') -> jax.Ar
     spec: an einsum string of two operands without repeated letters in one, 'BLD,DF->BLF'; every
       letter of an operand stands in the other or in the result.
     x, w: arrays of any float dtype; gradients come back in their own dtypes.
-    dtype: 'float32' or 'bfloat16', what the operands (and the cotangent) are rounded to.
+    dtype: 'float32', 'bfloat16' or 'float8': what the operands (and the cotangent) are rounded to.
+      In 8 bits a tensor is scaled so that its largest value is the largest there is.
   """
   return _dot(spec, x, w, dtype)  # type: ignore[return-value]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
 def _dot(spec: str, x: jax.Array, w: jax.Array, dtype: str) -> jax.Array:
-  return jnp.einsum(spec, x.astype(dtype), w.astype(dtype), preferred_element_type=jnp.float32)
+  return _multiply(spec, _round(x, dtype, _OPERAND), _round(w, dtype, _OPERAND))
 
 
 def _forward(spec: str, x: jax.Array, w: jax.Array, dtype: str):
   # Residuals in the compute dtype: half the memory in bf16. The empty arrays carry the dtypes.
-  x_low, w_low = x.astype(dtype), w.astype(dtype)
-  y = jnp.einsum(spec, x_low, w_low, preferred_element_type=jnp.float32)
+  x_low, w_low = _round(x, dtype, _OPERAND), _round(w, dtype, _OPERAND)
+  y = _multiply(spec, x_low, w_low)
   return y, (x_low, w_low, jnp.empty(0, x.dtype), jnp.empty(0, w.dtype))
 
 
@@ -38,10 +54,25 @@ def _backward(spec: str, dtype: str, residuals, dy: jax.Array):
   x, w, x_like, w_like = residuals
   operands, result = spec.split('->')
   left, right = operands.split(',')
-  dy = dy.astype(dtype)
-  dx = jnp.einsum(f'{result},{right}->{left}', dy, w, preferred_element_type=jnp.float32)
-  dw = jnp.einsum(f'{left},{result}->{right}', x, dy, preferred_element_type=jnp.float32)
+  dy_low = _round(dy, dtype, _COTANGENT)
+  dx = _multiply(f'{result},{right}->{left}', dy_low, w)
+  dw = _multiply(f'{left},{result}->{right}', x, dy_low)
   return dx.astype(x_like.dtype), dw.astype(w_like.dtype)
 
 
 _dot.defvjp(_forward, _backward)
+
+
+def _round(x: jax.Array, dtype: str, narrow: str) -> _Rounded:
+  """`x` in `dtype`; for 'float8' in the 8-bit format `narrow`, scaled to its range."""
+  if dtype != 'float8':
+    return _Rounded(x.astype(dtype), None)
+  x = x.astype(jnp.float32)
+  largest = jnp.maximum(jnp.max(jnp.abs(x)), _SMALLEST)
+  scale = largest / float(jnp.finfo(narrow).max)
+  return _Rounded((x / scale).astype(narrow), scale)
+
+
+def _multiply(spec: str, x: _Rounded, w: _Rounded) -> jax.Array:
+  y = jnp.einsum(spec, x.values, w.values, preferred_element_type=jnp.float32)
+  return y if x.scale is None or w.scale is None else y * (x.scale * w.scale)

@@ -63,7 +63,7 @@ def _forward(logits_of, size, z_loss, head, hidden_BLD, targets_BL, weights_BL):
   start = (jnp.zeros((), weights_BL.dtype), jax.tree.map(jnp.zeros_like, head))
   chunks = _split(size, hidden_BLD, targets_BL, weights_BL)
   (total, dhead), dhidden = jax.lax.scan(body, start, chunks)
-  return total, (dhead, dhidden.swapaxes(0, 1).reshape(hidden_BLD.shape))
+  return total, (dhead, jnp.moveaxis(dhidden, 0, 2).reshape(hidden_BLD.shape))
 
 
 def _backward(logits_of, size, z_loss, residuals, scale):
@@ -75,8 +75,11 @@ _total.defvjp(_forward, _backward)
 
 
 def _split(size: int, *arrays: jax.Array):
-  """[B, L, ...] -> [L / size, B, size, ...]: along the length, since the batch may be sharded."""
-  cut = lambda x: x.reshape(x.shape[0], -1, size, *x.shape[2:]).swapaxes(0, 1)
+  """[B, L, ...] -> [L / size, B, size, ...], chunk c of L / size from position c on in steps of that.
+
+  Strided, since the length may be sharded in runs, as the batch may be.
+  """
+  cut = lambda x: jnp.moveaxis(x.reshape(x.shape[0], size, -1, *x.shape[2:]), 2, 0)
   return tuple(cut(x) for x in arrays)
 
 

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.ops.dot import dot
+from lmjax.ops.grouped import ROWS, grouped_dot
+from lmjax.parallel.sharding import constrain
 
-# Rows of one product on CPUs; groups are padded up to a multiple of it.
-_BLOCK = 64
+_CPU_BLOCK = 64  # rows of one product on CPUs
 
 
 class Experts(NamedTuple):
@@ -68,35 +69,45 @@ def run_dropless(
   x_BLD: jax.Array,
   experts_BLk: jax.Array,
   gates_BLk: jax.Array,
-  weights: Experts,
-  activation: Activation,
-  dtype: str,
+  experts: int,
+  run: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> jax.Array:
   """Sum over a token's experts of gate * expert(x), f32 [B, L, D]; no token is ever dropped.
 
-  Tokens are sorted by expert and each expert's run is one product (a grouped matmul). Rows of the
-  batch are independent, so a mesh may split B.
+  Args:
+    run: (rows x_TD sorted by expert, their number sizes_E) -> the experts' answers y_TD, such as
+      `run_sorted` gives with its weights bound.
   """
   B, L, D = x_BLD.shape
   k = experts_BLk.shape[-1]
   expert_T = experts_BLk.reshape(-1)
   order_T = jnp.argsort(expert_T, stable=True)
-  sizes_E = jnp.bincount(expert_T, length=weights.up_EDF.shape[0])
-  x_TD = x_BLD.reshape(-1, D)[order_T // k]
-  y_TD = jax.lax.platform_dependent(
-    x_TD,
-    sizes_E,
-    weights,
-    cpu=functools.partial(_run_blocks, activation, dtype),
-    default=functools.partial(_run_ragged, activation, dtype),
-  )
-  back_T = jnp.argsort(order_T)
-  y_BLkD = y_TD[back_T].reshape(B, L, k, D)
+  sizes_E = jnp.bincount(expert_T, length=experts)
+  y_TD = run(x_BLD.reshape(-1, D)[order_T // k], sizes_E)
+  y_BLkD = y_TD[jnp.argsort(order_T)].reshape(B, L, k, D)
   return jnp.sum(y_BLkD * gates_BLk[..., None], axis=2)
 
 
+def run_sorted(
+  weights: Experts, activation: Activation, dtype: str, x_TD: jax.Array, sizes_E: jax.Array
+) -> jax.Array:
+  """Each expert on its run of sorted rows, f32 [T, D]: a grouped matmul.
+
+  Rows beyond the sum of sizes_E come back as anything.
+  """
+  rows = min(_CPU_BLOCK, x_TD.shape[0])
+  return jax.lax.platform_dependent(
+    x_TD,
+    sizes_E,
+    weights,
+    cpu=functools.partial(_run_blocks, _dot_blocks, rows, activation, dtype),
+    cuda=functools.partial(_run_blocks, grouped_dot, ROWS, activation, dtype),
+    default=functools.partial(_run_ragged, activation, dtype),
+  )
+
+
 def _run_ragged(activation, dtype, x_TD, sizes_E, weights: Experts) -> jax.Array:
-  """Each expert on its run of sorted rows, by XLA's grouped matmul."""
+  """Each expert on its run of sorted rows, by the grouped matmul that TPUs have."""
   product = lambda x, w: jax.lax.ragged_dot(
     x.astype(dtype), w.astype(dtype), sizes_E, preferred_element_type=jnp.float32
   )
@@ -104,25 +115,33 @@ def _run_ragged(activation, dtype, x_TD, sizes_E, weights: Experts) -> jax.Array
   return product(activation(gate_TF, product(x_TD, weights.up_EDF)), weights.down_EFD)
 
 
-def _run_blocks(activation, dtype, x_TD, sizes_E, weights: Experts) -> jax.Array:
-  """The same in fixed blocks of one expert each: XLA:CPU expands ragged_dot densely (9x slower).
+def _run_blocks(product, rows, activation, dtype, x_TD, sizes_E, weights: Experts) -> jax.Array:
+  """The same in blocks of `rows` rows, each of one expert.
 
+  XLA expands ragged_dot densely, each row times every expert, on CPUs (9x slower) and NVIDIA GPUs.
   Every run is padded to whole blocks, at most one part-filled block an expert.
+
+  Args:
+    product: (x_NTD, w_EDF, expert_N, dtype) -> x[n] @ w[expert[n]] in f32, a block that nobody fills
+      being of expert E.
   """
   T, D = x_TD.shape
   E = sizes_E.shape[0]
-  block = min(_BLOCK, T)
-  blocks = -(-T // block) + E
-  ends_E = jnp.cumsum(-(-sizes_E // block))
-  expert_N = jnp.minimum(jnp.searchsorted(ends_E, jnp.arange(blocks), side='right'), E - 1)
+  blocks = -(-T // rows) + E
+  ends_E = jnp.cumsum(-(-sizes_E // rows))
+  expert_N = jnp.searchsorted(ends_E, jnp.arange(blocks), side='right').astype(jnp.int32)
   expert_T = jnp.repeat(jnp.arange(E), sizes_E, total_repeat_length=T)
-  first_E = (ends_E - -(-sizes_E // block)) * block - (jnp.cumsum(sizes_E) - sizes_E)
+  first_E = (ends_E - -(-sizes_E // rows)) * rows - (jnp.cumsum(sizes_E) - sizes_E)
   place_T = first_E[expert_T] + jnp.arange(T)
-  x_NTD = jnp.zeros((blocks * block, D), x_TD.dtype).at[place_T].set(x_TD).reshape(-1, block, D)
-  product = lambda x, w: dot('NTD,NDF->NTF', x, w[expert_N], dtype)
-  gate = None if weights.gate_EDF is None else product(x_NTD, weights.gate_EDF)
-  y_NTD = product(activation(gate, product(x_NTD, weights.up_EDF)), weights.down_EFD)
+  x_NTD = jnp.zeros((blocks * rows, D), x_TD.dtype).at[place_T].set(x_TD).reshape(-1, rows, D)
+  times = lambda x, w: product(x, w, expert_N, dtype)
+  gate = None if weights.gate_EDF is None else times(x_NTD, weights.gate_EDF)
+  y_NTD = times(activation(gate, times(x_NTD, weights.up_EDF)), weights.down_EFD)
   return y_NTD.reshape(-1, D)[place_T]
+
+
+def _dot_blocks(x_NTD, w_EDF, expert_N, dtype) -> jax.Array:
+  return dot('NTD,NDF->NTF', x_NTD, w_EDF[jnp.minimum(expert_N, w_EDF.shape[0] - 1)], dtype)
 
 
 def run_capacity(
@@ -152,10 +171,11 @@ def run_capacity(
   source = jnp.full((B, E * capacity + 1), L).at[rows_B11, flat_BLk].set(token_BLk)[:, :-1]
   x_padded = jnp.concatenate([x_BLD, jnp.zeros((B, 1, D), x_BLD.dtype)], axis=1)
   x_BECD = jnp.take_along_axis(x_padded, source[..., None], axis=1).reshape(B, E, capacity, D)
+  x_BECD = constrain(x_BECD, 'rows', 'expert', None, None)
   product = lambda x, w: dot('BECD,EDF->BECF', x, w, dtype)
   gate = None if weights.gate_EDF is None else product(x_BECD, weights.gate_EDF)
   y_BECD = product(activation(gate, product(x_BECD, weights.up_EDF)), weights.down_EFD)
-  y_flat = y_BECD.reshape(B, E * capacity, D)
+  y_flat = constrain(y_BECD, 'batch', None, None, None).reshape(B, E * capacity, D)
   index_BTk = jnp.minimum(flat_BLk, E * capacity - 1).reshape(B, L * k, 1)
   y_BLkD = jnp.take_along_axis(y_flat, index_BTk, axis=1).reshape(B, L, k, D)
   return jnp.sum(y_BLkD * (gates_BLk * kept_BLk)[..., None], axis=2)

@@ -31,7 +31,7 @@ HIDDEN_MATRICES: dict[Dims, int] = {  # -> how many of the dimensions, from the 
   ('embed', 'mlp'): 1,
   ('mlp', 'embed'): 1,
 }
-OUTER_MATRICES: set[Dims] = {('vocab', 'embed'), ('embed', 'vocab'), ('embed', 'expert')}
+OUTER_MATRICES: set[Dims] = {('vocab', 'embed'), ('embed', 'vocab'), ('embed', 'choice')}
 HEAD_BIASES: set[Dims] = {('heads', 'head_dim'), ('kv_heads', 'head_dim')}
 
 
@@ -57,6 +57,9 @@ class Optimizer(Config):
   freeze: tuple[str, ...] = leaf((), 'Path patterns of parameters that never move.')
   router_bias_rate: float = leaf(1e-3, 'Step of the biases that balance experts.', low=0)
   moment_dtype: Literal['float32', 'bfloat16'] = leaf('float32', 'Type of the first moments.')
+  memory: Literal['device', 'pinned_host'] = leaf(
+    'device', "Where moments lie between updates: the device's memory or its host's.", run=True
+  )
 
   def build(self, dims: Any, steps: int) -> optax.GradientTransformation:
     """The transformation for parameters of dimensions `dims` over a run of `steps` updates.

@@ -4,6 +4,7 @@ Knows nothing of models: which tensor dimension goes on which axis stands in `sh
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,7 +16,9 @@ from lmjax.core.config import Config, fields, leaf
 from lmjax.core.errors import UserError
 
 AXES = ('data', 'fsdp', 'expert', 'context', 'tensor', 'pipe')
-_LANDED = ('data', 'fsdp', 'tensor')
+# Devices in order, those of one host next to each other, are dealt to the last axis first: tensor
+# talks several times a layer, data once a step.
+_QUIETEST_FIRST = ('data', 'pipe', 'fsdp', 'expert', 'context', 'tensor')
 
 
 class Mesh(Config):
@@ -23,19 +26,12 @@ class Mesh(Config):
 
   data: int = leaf(1, 'Replicas, each with its share of the batch.', low=1, run=True)
   fsdp: int = leaf(1, 'Shards of the batch and of parameters and moments.', low=1, run=True)
-  expert: int = leaf(1, 'Shards of the experts.', low=1, run=True)
+  expert: int = leaf(1, 'Shards of the batch and of the experts.', low=1, run=True)
   context: int = leaf(1, 'Shards of the sequence length.', low=1, run=True)
-  tensor: int = leaf(1, 'Shards of heads, MLP and vocabulary.', low=1, run=True)
-  pipe: int = leaf(1, 'Stages of layers.', low=1, run=True)
-
-  def __post_init__(self) -> None:
-    super().__post_init__()
-    for axis in AXES:
-      if axis not in _LANDED and self.sizes[axis] > 1:
-        raise UserError(
-          f'mesh.{axis}={self.sizes[axis]}: this axis is not built yet, allowed is 1: '
-          f'use {", ".join(_LANDED)}'
-        )
+  tensor: int = leaf(
+    1, 'Shards of heads, MLP and vocabulary; of the length in norms.', low=1, run=True
+  )
+  pipe: int = leaf(1, 'Stages of layers, which microbatches go through.', low=1, run=True)
 
   @property
   def sizes(self) -> dict[str, int]:
@@ -60,8 +56,12 @@ class Mesh(Config):
         len(here),
         self.data * (len(here) // self.devices),
       )
-    shape = tuple(self.sizes.values())
-    grid = np.asarray(here[: self.devices]).reshape(shape)
+    return self.over(here[: self.devices])
+
+  def over(self, devices: Sequence[Any]) -> jax.sharding.Mesh:
+    """A mesh over exactly these devices, those of one host next to each other."""
+    grid = np.asarray(devices).reshape([self.sizes[axis] for axis in _QUIETEST_FIRST])
+    grid = grid.transpose([_QUIETEST_FIRST.index(axis) for axis in AXES])
     return jax.sharding.Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
   def abstract(self) -> AbstractMesh:

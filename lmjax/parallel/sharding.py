@@ -5,7 +5,7 @@ or two dimensions on one axis, is an error here and not a silent replica.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,8 +15,10 @@ from lmjax.core.errors import UserError
 
 TABLE: dict[str | None, tuple[str, ...]] = {
   None: (),
-  'batch': ('data', 'fsdp'),
+  'batch': ('data', 'fsdp', 'expert'),
+  'rows': ('data', 'fsdp'),  # the batch where experts are split instead
   'length': ('context',),
+  'stream': ('context', 'tensor'),  # the length between blocks: norms work on a slice (2205.05198)
   'embed': ('fsdp',),
   'heads': ('tensor',),
   'kv_heads': ('tensor',),
@@ -24,7 +26,9 @@ TABLE: dict[str | None, tuple[str, ...]] = {
   'mlp': ('tensor',),
   'vocab': ('tensor',),
   'expert': ('expert',),
+  'choice': (),  # of an expert, by the router
   'layers': ('pipe',),
+  'stage': ('pipe',),
   'norm': (),
 }
 
@@ -50,10 +54,44 @@ def spec(dims: Dims) -> PartitionSpec:
 
 
 def constrain(x: jax.Array, *dims: str | None) -> jax.Array:
-  """Asks for `x` to be laid out by its dimension names on the mesh in force; without one, `x`."""
-  if jax.sharding.get_abstract_mesh().empty:
+  """Asks for `x` to be laid out by its dimension names on the mesh in force; without one, `x`.
+
+  A dimension that its axes do not divide, a prompt of one token say, stays whole.
+  """
+  sizes = axis_sizes()
+  if not sizes:
     return x
-  return jax.lax.with_sharding_constraint(x, spec(dims))
+  ways = [math.prod(sizes[axis] for axis in TABLE[dim]) for dim in dims]
+  names = [dim if size % n == 0 else None for dim, size, n in zip(dims, x.shape, ways, strict=True)]
+  return jax.lax.with_sharding_constraint(x, spec(tuple(names)))
+
+
+def axis_sizes() -> dict[str, int]:
+  """The size of each axis of the mesh in force; empty without one."""
+  return dict(jax.sharding.get_abstract_mesh().shape)
+
+
+def batch_ways(sizes: Mapping[str, int]) -> int:
+  """How many ways a mesh of these axis sizes splits the rows of a batch."""
+  return math.prod(sizes[axis] for axis in TABLE['batch'])
+
+
+def on_shards(f: Callable, *, in_specs: Any, out_specs: Any) -> Callable:
+  """`jax.shard_map` over the mesh in force.
+
+  Under a pipeline's `vmap` its types of what varies over which axis do not know that of the stages,
+  so they are not checked there; gradients then cost an all-reduce more.
+  """
+  check = axis_sizes()['pipe'] == 1
+  return jax.shard_map(f, in_specs=in_specs, out_specs=out_specs, check_vma=check)
+
+
+def vary(tree: Any, *axes: str) -> Any:
+  """In a `shard_map`: `tree` typed as different on every device of `axes`.
+
+  Gradients of what was the same are then summed over them.
+  """
+  return jax.tree.map(lambda x: jax.lax.pcast(x, axes, to='varying'), tree)
 
 
 def shardings(mesh: jax.sharding.Mesh, dims: Any) -> Any:
@@ -65,20 +103,22 @@ def is_dims(x: Any) -> bool:
   return type(x) is tuple and all(name is None or isinstance(name, str) for name in x)
 
 
-def check_mesh(sizes: Mapping[str, int], model: Any, rows: int, accumulate: int = 1) -> None:
+def check_mesh(
+  sizes: Mapping[str, int], model: Any, rows: int, length: int, accumulate: int = 1
+) -> None:
   """UserError when a batch or a dimension of the model does not split evenly over the mesh.
 
   Args:
     sizes: of each mesh axis.
-    model: has `dimension_sizes`, setting -> (value, dimension name).
-    rows: of one of `accumulate` microbatches.
+    model: has `dimension_sizes`, setting -> (value, dimension name), and `check_stages`.
+    rows, length: of one of `accumulate` microbatches.
   """
   try:
     check_divides(sizes, 'batch', rows, 'batch')
   except UserError:
     if accumulate == 1:
       raise
-    ways = math.prod(sizes[axis] for axis in TABLE['batch'])
+    ways = batch_ways(sizes)
     unit = ways * accumulate
     raise UserError(
       f'batch={rows * accumulate} does not divide over accumulate={accumulate} x {ways} devices: '
@@ -86,6 +126,19 @@ def check_mesh(sizes: Mapping[str, int], model: Any, rows: int, accumulate: int 
     ) from None
   for name, (value, dim) in model.dimension_sizes.items():
     check_divides(sizes, f'model.{name}', value, dim)
+  _check_length(sizes, length)
+  if sizes['pipe'] > 1:
+    model.check_stages(sizes['pipe'], rows // batch_ways(sizes))
+
+
+def _check_length(sizes: Mapping[str, int], length: int) -> None:
+  """UserError when a row does not split into the two pieces that ring attention gives a device."""
+  try:
+    check_divides({**sizes, 'context': 2 * sizes['context']}, 'length', length, 'length')
+  except UserError as error:
+    raise UserError(
+      f'mesh.context={sizes["context"]} takes two pieces of a row a device, but {error}'
+    ) from None
 
 
 def check_divides(sizes: Mapping[str, int], name: str, value: int, dim: str) -> None:
@@ -96,6 +149,10 @@ def check_divides(sizes: Mapping[str, int], name: str, value: int, dim: str) -> 
     split = ' x '.join(f'{axis}={sizes[axis]}' for axis in axes)
     below, above = value // ways * ways, -(-value // ways) * ways
     near = f'{below} and {above}' if below else f'{above}'
+    divisors = [n for n in range(1, value + 1) if value % n == 0]
+    fewer, more = max(n for n in divisors if n < ways), [n for n in divisors if n > ways][:1]
+    instead = ' or '.join(map(str, [fewer, *more]))
     raise UserError(
-      f'{name}={value} does not divide over {split} ({ways} ways): the nearest that do are {near}'
+      f'{name}={value} does not divide over {split} ({ways} ways): the nearest that do are {near}; '
+      f'or split it {instead} ways'
     )

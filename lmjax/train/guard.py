@@ -6,8 +6,11 @@ import sys
 import threading
 from types import TracebackType
 
+from lmjax.parallel import hosts
+
 EXIT_SAVED = 75  # EX_TEMPFAIL: launch files start the job again on it
 EXIT_AT_ONCE = 1
+_SAVED_SECONDS = 3600.0  # in which the slowest process has saved
 
 
 class Guard:
@@ -20,6 +23,7 @@ class Guard:
 
   def __init__(self) -> None:
     self.stop_requested = False
+    self._agreed = False
     self._deferred = False
     self._lock = threading.Lock()
     self._previous: dict[signal.Signals, object] = {}
@@ -44,12 +48,23 @@ class Guard:
     self._thread.join()
     os.close(self._signals)
 
+  @property
+  def stops(self) -> bool:
+    """Whether to stop after this step: of several processes, whether all have agreed to."""
+    return self.stop_requested if hosts.count() == 1 else self._agreed
+
+  def agree(self, stop: bool) -> None:
+    """Notes what all processes know: whether one of them had a signal."""
+    self._agreed = self._agreed or stop
+
   def defer(self) -> None:
-    """From here on there is something to save: the loop asks `stop_requested` after every step."""
+    """From here on there is something to save: the loop asks `stops` after every step."""
     self._deferred = True
 
   def release(self, saved: str) -> None:
     """All is saved: exits with 75 if a signal came, and from here on as soon as one comes.
+
+    Of several processes all exit if one had a signal.
 
     Args:
       saved: what to say before this exit.
@@ -57,8 +72,9 @@ class Guard:
     with self._lock:
       self._deferred = False
       stop = self.stop_requested
-    if stop:
-      _say(saved)
+    if any(hosts.share('signals', 'stop' if stop else '', _SAVED_SECONDS)):
+      if hosts.is_leader():
+        _say(saved)
       sys.exit(EXIT_SAVED)
 
   def _watch(self) -> None:
@@ -70,11 +86,11 @@ class Guard:
   def _act(self, name: str) -> None:
     if self.stop_requested:
       _say(f'{name} again: exiting at once, what was not saved is lost')
-      os._exit(EXIT_AT_ONCE)
+      hosts.end(EXIT_AT_ONCE, f'{name} twice')
     self.stop_requested = True
     if not self._deferred:
       _say(f'{name}: nothing to save here, exiting; run the same command to go on')
-      os._exit(EXIT_SAVED)
+      hosts.end(EXIT_SAVED, f'{name} with nothing to save')
     _say(f'{name}: saving after this step; once more exits at once')
 
 

@@ -1,28 +1,33 @@
 """One start of a training run: everything that `Pretrain` opens, and how it is wired together."""
 
-import contextlib
 import itertools
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from lmjax.checkpoint.store import CheckpointError, Restored, Store
-from lmjax.core import tree
-from lmjax.core.clock import Ledger, Pace, duration_text, peak_flops, process_start
-from lmjax.core.metrics import Metrics
-from lmjax.core.task import device
-from lmjax.core.types import Batch
+from lmjax.core import storage, tree
+from lmjax.core.clock import Ledger, Pace, peak_flops, process_start
+from lmjax.core.errors import UserError
+from lmjax.core.metrics import Metrics, Tee
 from lmjax.data.loader import Loader
 from lmjax.data.mixture import Mixture
 from lmjax.data.prepare import prepare_all
 from lmjax.data.shards import Shards
 from lmjax.data.split import Part
+from lmjax.parallel import hosts
+from lmjax.parallel.accelerator import preset
+from lmjax.parallel.mesh import Mesh
 from lmjax.parallel.sharding import check_mesh
+from lmjax.train.audit import Audit
 from lmjax.train.evaluate import Evaluator
+from lmjax.train.feed import Agreement, Feed
 from lmjax.train.guard import Guard
 from lmjax.train.loop import Loop
 from lmjax.train.profile import Profile, step_range
@@ -31,14 +36,14 @@ from lmjax.train.state import (
   abstract_state,
   batch_sharding,
   make_state,
+  with_moments_in,
 )
 from lmjax.train.step import make_step
 
 if TYPE_CHECKING:
   from lmjax.train.pretrain import Pretrain
 
-# What the header's estimate assumes of the peak before anything is measured.
-_EXPECTED_MFU = 0.4
+_PREPARE_SECONDS = 86400.0  # in which the slowest process has its posts ready
 
 
 class Job:
@@ -53,47 +58,51 @@ class Job:
   def __init__(self, task: 'Pretrain', workdir: Path, guard: Guard) -> None:
     self.task, self.workdir, self.guard = task, workdir, guard
     self._closed = False
-    self.ledger = Ledger(workdir / 'ledger.json')
-    self.mesh = task.mesh.build()
-    self.shards, self.loader = self._open_data()
+    self.ledger = Ledger(workdir / 'ledger.json' if hosts.is_leader() else None)
+    self.mesh = _build_mesh(task.mesh)
+    self.shards, loader = open_data(task)
+    self.audit = Audit(workdir if task.audit else None)
+    self.feed = Feed(loader, batch_sharding(self.mesh), self.audit)
     self.tokenizer = self.shards[0].tokenizer
     self.model = task.model.with_vocab(self.tokenizer.vocab)
-    check_mesh(task.mesh.sizes, self.model, task.batch // task.accumulate, task.accumulate)
+    rows = task.batch // task.accumulate
+    check_mesh(task.mesh.sizes, self.model, rows, task.length, task.accumulate)
+    self.preset = preset(jax.devices()[0].device_kind)
+    self.preset.check(self.model.attention, self.model.product_dtype)
     self.tx = task.optimizer.build(self.model.dims(), task.steps)
     self.store = self._open_store()
-    self.profile = Profile(step_range(task.profile_steps), workdir / 'profile', self.ledger)
     self.first_loss = _FirstLoss()
-    self.writers = task.writers.build(workdir, task.last_step, self.first_loss)
+    self.profile, self.writers = self._open_outputs()
     self.evaluator = Evaluator(
       self.model, self.tokenizer, self.mesh, batch=task.batch, length=task.length
     )
 
-  def _open_data(self) -> tuple[list[Shards], Loader]:
-    task = self.task
-    mixture = Mixture.load(task.mixture) if task.mixture else None
-    sources = [source.posts for source in mixture.sources] if mixture else [task.source]
-    shards = prepare_all(sources, task.split, task.text, progress=_show_progress())
-    rows = {'batch': task.batch, 'length': task.length, 'method': task.packing}
-    return shards, Loader(shards, **rows, seed=task.seed, mixture=mixture)
-
   def _open_store(self) -> Store:
     keep = self.task.checkpoint
-    files = {
+    files = hosts.is_leader() and {
       'config.json': (self.workdir / 'config.json').read_bytes(),
       'tokenizer.json': (self.shards[0].folder / 'tokenizer.json').read_bytes(),
     }
     return Store(
-      self.workdir / 'checkpoints',
+      storage.origin(self.workdir) / 'checkpoints',
       keep_latest=keep.keep_latest,
       keep_every=keep.keep_every,
-      files=files,
+      files=files or {},
     )
+
+  def _open_outputs(self) -> tuple[Profile, Tee]:
+    task, folder = self.task, self.workdir / 'profile'
+    if not hosts.is_leader():
+      return Profile(None, folder, self.ledger), Tee(self.first_loss)
+    writers = task.writers.build(self.workdir, task.last_step, self.first_loss)
+    return Profile(step_range(task.profile_steps), folder, self.ledger), writers
 
   def __enter__(self) -> Self:
     return self
 
-  def __exit__(self, *_: object) -> None:
-    self.close()
+  def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    if kind in (None, SystemExit) or hosts.count() == 1:  # else others may never come to a save
+      self.close()
 
   def close(self) -> None:
     """Waits for the last save, closes what training writes to and saves the ledger, also again."""
@@ -108,9 +117,12 @@ class Job:
   def start(self) -> tuple[TrainState, int]:
     """The newest saved state on this mesh, or a fresh one, and the steps it has behind it."""
     restored = self._restore()
-    self.tokenizer.save(self.workdir / 'tokenizer.json')
-    if restored is not None:
-      return self._resume(restored)
+    if hosts.is_leader():
+      self.tokenizer.save(self.workdir / 'tokenizer.json')
+    state, step = self._begin() if restored is None else self._resume(restored)
+    return with_moments_in(self.task.optimizer.memory, state), step
+
+  def _begin(self) -> tuple[TrainState, int]:
     self.ledger.rewind(0, {})
     self.writers.rewind(0)
     with self.ledger.measure('compile'):
@@ -130,33 +142,31 @@ class Job:
     self.first_loss.seconds = restored.extra['first_loss_seconds']
     self.ledger.rewind(restored.step, restored.extra['seconds'])
     self.writers.rewind(restored.step)
+    self.audit.params('restored', restored.step, restored.state.params)
     state = restored.state if self.model.layout == 'scan' else tree.unstack(restored.state)
     return state, restored.step
 
   def save(self, step: int, state: TrainState) -> None:
+    if hosts.is_leader():  # first, so that a checkpoint never knows of steps that the files do not
+      storage.sync(self.workdir)
     extra = {
       'data': self._data(),
       'seconds': self.ledger.seconds(),
       'first_loss_seconds': self.first_loss.seconds,
     }
+    self.audit.params('saved', step, state.params)
     self.store.save(step, tree.stack(state), extra)
-
-  def batches(self, first: int, last: int) -> Iterator[Batch]:
-    """Batches first .. last - 1, each on its devices."""
-    rows = self.loader.iterate(first, last)
-    with contextlib.closing(rows):  # type: ignore[type-var]
-      yield from map(self._place, rows)
-
-  def _place(self, batch: Batch) -> Batch:
-    return jax.device_put(batch, batch_sharding(self.mesh))
 
   def compile_step(self, state: TrainState) -> Callable:
     """The one jit of the task: state donated, outputs laid out like the inputs."""
     step = make_step(self.task.objective, self.model, self.tx, self.task.accumulate)
-    layout = jax.tree.map(lambda x: x.sharding, state)
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, None))
+    agreement = Agreement(self.mesh, lambda: self.guard.stop_requested)
+    layouts = (jax.tree.map(lambda x: x.sharding, state), NamedSharding(self.mesh, PartitionSpec()))
+    jitted = jax.jit(agreement.within(step), donate_argnums=0, out_shardings=layouts)
     with self.ledger.measure('compile'):
-      return jitted.lower(state, self._place(self.loader.batch(0))).compile()
+      lowered = jitted.lower(state, self.feed.abstract(), *agreement.flags())
+      compiled = lowered.compile(compiler_options=self.preset.compiler_options)
+    return lambda state, batch: compiled(state, batch, *agreement.flags())
 
   def loop(self, train_step: Callable, first: int) -> Loop:
     """The loop on from step `first`, which saves, evaluates and stops as the task says."""
@@ -194,27 +204,32 @@ class Job:
   def _data(self) -> list[str]:
     return [shards.sha256 for shards in self.shards]
 
-  def header(self, first: int) -> str:
-    """What is about to run, on what, and how long it may take."""
-    task, size = self.task, tree.count(jax.eval_shape(self.model.init, jax.random.key(0)))
-    tokens = task.batch * task.length * task.steps
-    flops = self.flops_per_token * tokens
-    peak, source = peak_flops(self.model.dtype)
-    left = (task.last_step - first) / task.steps
-    seconds = flops * left / (peak * _EXPECTED_MFU)
-    rows = self.shards[0].manifest['rows'] if len(self.shards) == 1 else None
-    lines = [
-      f'device      {device()}, mesh {task.mesh}; peak {peak / 1e9:,.0f} GFLOP/s ({source})',
-      f'posts       {_rows_text(rows)}' if rows else f'posts       {len(self.shards)} sources',
-      f'model       {size:,} parameters, vocabulary {self.model.vocab:,}',
-      f'run         {task.steps:,} steps x {task.batch} rows x {task.length} = {tokens:,} tokens, '
-      f'{flops:.2e} FLOPs',
-      f'estimated   {duration_text(seconds)} of training at {_EXPECTED_MFU:.0%} of the peak',
-      f'workdir     {self.workdir}',
-    ]
-    if first:
-      lines.append(f'resuming    at step {first:,} of {task.last_step:,}')
-    return '\n'.join([*lines, *(note for shards in self.shards for note in shards.notes), ''])
+
+def open_data(task: 'Pretrain') -> tuple[list[Shards], Loader]:
+  """The prepared posts of a task, one for each source, and its batches."""
+  mixture = Mixture.load(task.mixture) if task.mixture else None
+  sources = [source.posts for source in mixture.sources] if mixture else [task.source]
+  shards = prepare_all(sources, task.split, task.text, progress=_show_progress())
+  data = json.dumps([one.sha256 for one in shards])
+  hosts.check_equal(
+    'the prepared posts',
+    data,
+    'give every host the same files, or one LMJAX_CACHE that all see',
+    _PREPARE_SECONDS,
+  )
+  rows = {'batch': task.batch, 'length': task.length, 'method': task.packing}
+  return shards, Loader(shards, **rows, seed=task.seed, mixture=mixture)
+
+
+def _build_mesh(mesh: Mesh) -> jax.sharding.Mesh:
+  """The mesh; UserError where several processes have more devices than it is of."""
+  devices = jax.device_count()
+  if hosts.count() > 1 and mesh.devices != devices:
+    raise UserError(
+      f'mesh {mesh} is of {mesh.devices} devices and the {hosts.count()} processes of this run have '
+      f'{devices}: pass mesh sizes whose product is {devices}, such as --mesh.data={devices}'
+    )
+  return mesh.build()
 
 
 class _FirstLoss:
@@ -235,13 +250,6 @@ class _FirstLoss:
     """Nothing is open."""
 
 
-def _rows_text(rows: dict[str, Any]) -> str:
-  dropped = ', '.join(f'{count:,} {reason}' for reason, count in rows['dropped'].items())
-  return f'{rows["in"]:,} rows = {rows["used"]:,} to train on + {rows["held_out"]:,} held out' + (
-    f' + dropped: {dropped}' if dropped else ''
-  )
-
-
 def _show_progress() -> Callable[[str, int, int], None]:
   """Says what preparation is doing, each thing once."""
   said: set[str] = set()
@@ -250,6 +258,6 @@ def _show_progress() -> Callable[[str, int, int], None]:
     del done
     if what not in said:
       said.add(what)
-      print(f'{what}{f" ({total:,})" if total else ""} ...', flush=True)
+      hosts.say(f'{what}{f" ({total:,})" if total else ""} ...')
 
   return show

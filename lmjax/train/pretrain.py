@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import jax
 
 from lmjax.checkpoint.store import Checkpoint
-from lmjax.core.config import leaf, part
+from lmjax.core.config import leaf, part, to_json
 from lmjax.core.errors import UserError
 from lmjax.core.metrics import Writers
 from lmjax.core.task import Report, Task
@@ -17,10 +17,13 @@ from lmjax.generate.sampler import Sampler
 from lmjax.models.transformer import Decoder
 from lmjax.objectives.language import Language
 from lmjax.optim.optimizer import AdamW, Optimizer
+from lmjax.parallel import hosts
+from lmjax.parallel.hosts import Hosts
 from lmjax.parallel.mesh import Mesh
 from lmjax.parallel.sharding import check_mesh
 from lmjax.train import results
 from lmjax.train.guard import Guard
+from lmjax.train.header import header
 from lmjax.train.job import Job
 from lmjax.train.profile import step_range
 
@@ -52,6 +55,7 @@ class Pretrain(Task):
   optimizer: Optimizer = part(AdamW(), 'How it moves.')
   mesh: Mesh = part(Mesh(), 'How work is split over devices.', run=True)
   checkpoint: Checkpoint = part(Checkpoint(), 'When the state is saved.', run=True)
+  hosts: Hosts = part(Hosts(), 'The processes of the run.', run=True)
   writers: Writers = part(Writers(), 'Where metrics go.', run=True)
   evaluate_every: int = leaf(200, 'Steps between evaluations on held-out posts.', low=1, run=True)
   evaluate_posts: int = leaf(
@@ -60,6 +64,9 @@ class Pretrain(Task):
   final_posts: int = leaf(20_000, 'Held-out posts of the last evaluation at most.', low=1, run=True)
   samples: int = leaf(5, 'Posts to generate at the end.', low=0, run=True)
   sampler: Sampler = part(Sampler(), 'How their tokens are drawn.', run=True)
+  audit: bool = leaf(
+    False, 'Write hashes of all rows read and parameters saved to audit/.', run=True
+  )
   profile_steps: str = leaf(
     '', 'FIRST:LAST, steps to write a profiler trace of; empty = none.', run=True
   )
@@ -81,7 +88,8 @@ class Pretrain(Task):
         '--tokenizer and --vocab contradict: a file has its own vocabulary, drop --vocab'
       )
     model = self.model if self.text.tokenizer else self.model.with_vocab(self.text.vocab)
-    check_mesh(self.mesh.sizes, model, self.batch // self.accumulate, self.accumulate)
+    rows = self.batch // self.accumulate
+    check_mesh(self.mesh.sizes, model, rows, self.length, self.accumulate)
     step_range(self.profile_steps)
 
   @property
@@ -90,23 +98,22 @@ class Pretrain(Task):
     return self.steps if self.stop_at is None else min(self.steps, self.stop_at)
 
   def run(self, workdir: Path) -> Report:
-    """Trains from the newest checkpoint in `workdir`, or anew, to `last_step`.
-
-    Exits with code 75 when a signal stopped it, after saving.
-    """
-    finished = results.finished_report(workdir, self.last_step)
-    if finished is not None:
-      print(results.finished_text(finished, workdir))
+    """Trains from the newest checkpoint, or anew, to `last_step`; exits with 75 after a signal."""
+    if (finished := results.finished_report(workdir, self.last_step)) is not None:
       return finished
     with Guard() as guard, Job(self, workdir, guard) as job:
       state, first = job.start()
-      print(job.header(first), flush=True)
-      batches = job.batches(first, self.last_step)
+      hosts.say(header(job, first))
+      batches = job.feed.batches(first, self.last_step)
       with jax.set_mesh(job.mesh):
         train_step = job.compile_step(state)
         state, step = job.loop(train_step, first).run(state, batches, first, self.last_step)
       job.close()
       guard.release(f'saved at step {step:,}; run the same command to go on')
-      report = results.conclude(job, state, step)
-    print(results.closing_text(report, workdir))
-    return report
+      return results.conclude(job, state, step)
+
+  def connect(self) -> int:
+    return self.hosts.connect(to_json(self))
+
+  def leave(self, error: BaseException | None) -> None:
+    hosts.leave(error)

@@ -7,15 +7,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
 from lmjax.core import tree
 from lmjax.core.clock import peak_flops
+from lmjax.core.storage import origin
 from lmjax.core.task import Report
 from lmjax.data.shards import Shards
 from lmjax.data.tokenizer import Tokenizer
+from lmjax.parallel import hosts
 from lmjax.train.baselines import Posts, baselines
+from lmjax.train.header import pipeline_report
 from lmjax.train.sample import draw_texts
 from lmjax.train.state import TrainState
 
@@ -25,27 +27,37 @@ if TYPE_CHECKING:
 _SAMPLE_TOKENS = 120
 # LZMA takes about a second a megabyte: of a larger corpus the baselines see this much.
 _BASELINE_BYTES = 32 << 20
+_LAST_SECONDS = 3600.0  # that the other processes wait for the baselines
 
 
 def finished_report(workdir: Path, last_step: int) -> Report | None:
-  """The report of a run that has come as far as it is asked to, or None."""
+  """The report of a run that has come as far as it is asked to, shown, or None.
+
+  Of several processes the first has it, the others an empty one.
+  """
   path = workdir / 'report.json'
-  if not path.exists():
+  report = {}
+  if hosts.is_leader() and path.exists():
+    report = json.loads(path.read_text(encoding='utf-8'))
+  finished = report.get('steps', -1) >= last_step
+  if not hosts.share('finished', 'yes' if finished else '')[0]:
     return None
-  report = json.loads(path.read_text(encoding='utf-8'))
-  return report if report['steps'] >= last_step else None
+  if report:
+    closing = closing_text(report, origin(workdir))
+    print(f'This run is finished, at step {report["steps"]:,}.\n{closing}')
+  return report
 
 
 def conclude(job: 'Job', state: TrainState, step: int) -> Report:
-  """Evaluates on all held-out posts, generates, and gathers what the report holds."""
+  """Evaluates on all held-out posts, generates, and shows and returns what the report holds.
+
+  Of several processes the first alone has the report; the others wait until it does.
+  """
   posts = list(itertools.islice(job.held_out(), job.task.final_posts))
   with job.ledger.measure('evaluation'):
-    print('evaluating on all held-out posts ...', flush=True)
+    hosts.say('evaluating on all held-out posts ...')
     bits = job.evaluator.bits_per_byte(state.params, posts)
     bits_without_urls = job.evaluator.bits_per_byte_without_urls(state.params, posts)
-    print('computing the baselines ...', flush=True)
-    train = _baseline_posts(job.posts('train'), job.tokenizer, _BASELINE_BYTES)
-    base = baselines(train, _baseline_posts(posts, job.tokenizer), job.tokenizer.vocab)
     samples = (
       draw_texts(
         job.model,
@@ -59,10 +71,19 @@ def conclude(job: 'Job', state: TrainState, step: int) -> Report:
       if job.task.samples
       else []
     )
+    sha256 = tree.sha256(tree.stack(state.params))
+    size = tree.count(state.params)
+    if hosts.is_leader():
+      hosts.say('computing the baselines ...')
+      train = _baseline_posts(job.posts('train'), job.tokenizer, _BASELINE_BYTES)
+      base = baselines(train, _baseline_posts(posts, job.tokenizer), job.tokenizer.vocab)
+  hosts.barrier('report', _LAST_SECONDS)
+  if not hosts.is_leader():
+    return {}
   job.close()
   metrics = _read_metrics(job.workdir / 'metrics.jsonl')
-  return {
-    'params': tree.count(state.params),
+  report = {
+    'params': size,
     'steps': step,
     'tokens': int(sum(line['tokens'] for line in metrics)),
     'loss': metrics[-1]['loss'],
@@ -76,9 +97,12 @@ def conclude(job: 'Job', state: TrainState, step: int) -> Report:
     'rows': _total_rows(job.shards),
     'data': [shards.sha256 for shards in job.shards],
     'checkpoint': {'path': str(job.workdir / 'checkpoints' / str(step)), 'step': step},
-    'parameters_sha256': tree.sha256(tree.stack(jax.device_get(state.params))),
+    'parameters_sha256': sha256,
     'samples': samples,
+    'pipeline': pipeline_report(job),
   }
+  print(closing_text(report, origin(job.workdir)))
+  return report
 
 
 def _timing(job: 'Job', metrics: list[dict[str, Any]]) -> Report:
@@ -123,11 +147,6 @@ def _total_rows(shards: list[Shards]) -> dict[str, Any]:
   total = {key: sum(one[key] for one in rows) for key in ('in', 'used', 'held_out')}
   reasons = sorted({reason for one in rows for reason in one['dropped']})
   return total | {'dropped': {r: sum(one['dropped'].get(r, 0) for one in rows) for r in reasons}}
-
-
-def finished_text(report: Report, workdir: Path) -> str:
-  """What to show of a run that was finished before."""
-  return f'This run is finished, at step {report["steps"]:,}.\n{closing_text(report, workdir)}'
 
 
 def closing_text(report: Report, workdir: Path) -> str:

@@ -1,6 +1,6 @@
 """The state of a run: what a step reads and writes, how it starts, and where its arrays live."""
 
-from typing import Any
+from typing import Any, Literal
 
 import flax.struct
 import jax
@@ -11,6 +11,9 @@ from jax.sharding import NamedSharding
 from lmjax.core.types import Params
 from lmjax.models.transformer import Decoder
 from lmjax.parallel import sharding
+
+Memory = Literal['device', 'pinned_host']
+"""Where arrays lie: the device's own memory, or its host's from which the device copies."""
 
 
 @flax.struct.dataclass
@@ -86,6 +89,15 @@ def state_shardings(
   model: Decoder, tx: optax.GradientTransformation, mesh: jax.sharding.Mesh
 ) -> TrainState:
   return sharding.shardings(mesh, state_dims(model, tx))
+
+
+def with_moments_in(memory: Memory, state: TrainState) -> TrainState:
+  """`state` with the arrays of its optimizer state moved to a kind of memory; scalars stay."""
+
+  def move(x: jax.Array) -> jax.Array:
+    return jax.device_put(x, x.sharding.with_memory_kind(memory)) if x.ndim else x
+
+  return state.replace(opt_state=jax.tree.map(move, state.opt_state))  # type: ignore[attr-defined]
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:

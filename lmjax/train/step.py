@@ -19,7 +19,10 @@ Gradients = Callable[[Params, Batch, jax.Array], tuple[Params, Mean, dict[str, M
 def make_step(
   objective: Language, model: Any, tx: optax.GradientTransformation, accumulate: int
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-  """objective -> gradients -> optax -> state. A non-finite update is counted and left out."""
+  """objective -> gradients -> optax -> state. A non-finite update is counted and left out.
+
+  An optimizer state that lies in the host's memory is copied to the device for the update.
+  """
   gradients = make_gradients(objective, model, accumulate)
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -28,7 +31,8 @@ def make_step(
     grads = jax.tree.map(lambda grad: grad / jnp.maximum(loss.weight, 1.0), grads)
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss.total) & jnp.isfinite(norm)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    before = jax.tree.map(_on_device, state.opt_state)
+    updates, opt_state = tx.update(grads, before, state.params)
     params = optax.apply_updates(state.params, updates)
     keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
     state = dataclasses.replace(
@@ -36,12 +40,17 @@ def make_step(
       step=state.step + 1,
       skipped=state.skipped + jnp.where(finite, 0, 1),
       params=keep(params, state.params),
-      opt_state=keep(opt_state, state.opt_state),
+      opt_state=keep(opt_state, before),
     )
     metrics = {name: mean.value for name, mean in means.items()}
     return state, metrics | {'gradient_norm': norm, 'tokens': loss.weight, 'skipped': state.skipped}
 
   return train_step
+
+
+def _on_device(x: jax.Array) -> jax.Array:
+  is_here = jax.typeof(x).memory_space != jax.memory.Space.Host
+  return x if is_here else jax.device_put(x, jax.memory.Space.Device)
 
 
 def make_gradients(objective: Language, model: Any, accumulate: int) -> Gradients:

@@ -65,6 +65,25 @@ def test_inner_seconds_are_not_counted_outside(path, fake):
   assert ledger.summary()['wall'] == 21
 
 
+def test_a_block_may_say_at_its_end_what_it_was(path, fake):
+  ledger = session(path, fake)
+  with ledger.measure('compute') as count_as:
+    fake.sleep(2)
+    count_as('data')
+  with ledger.measure('compute'):
+    fake.sleep(1)
+  assert nonzero(ledger) == {'data': 2, 'compute': 1}
+
+
+def test_without_a_path_nothing_is_written(path, fake):
+  ledger = Ledger(None, clock=fake, start=fake.now)
+  train(ledger, fake, [1, 2])
+  ledger.rewind(1, {'compute': 5.0})
+  ledger.save()
+  assert nonzero(ledger) == {'compute': 2 + 5}
+  assert not path.exists()
+
+
 def test_a_raised_error_gives_the_outer_kind_back(path, fake):
   ledger = session(path, fake)
 

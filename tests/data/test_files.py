@@ -8,6 +8,7 @@ import zipfile
 import fsspec
 import pyarrow as pa
 import pytest
+from fsspec.registry import _registry
 
 from lmjax.core.errors import UserError
 from lmjax.data import files
@@ -109,6 +110,8 @@ def test_files_of_a_store():
 )
 def test_store_without_its_extra(monkeypatch, url, module, extra):
   monkeypatch.setitem(sys.modules, module, None)
+  # Where what another test has imported stays.
+  monkeypatch.delitem(_registry, url.partition('://')[0], raising=False)
   with pytest.raises(UserError, match=rf"pip install 'lmjax\[{extra}\]'"):
     files.matches(url)
 

@@ -11,6 +11,7 @@ from small_models import QUICK
 
 from lmjax.ops import attention, moe, rope
 from lmjax.ops.dot import dot
+from lmjax.ops.grouped import ROWS, grouped_dot
 from lmjax.ops.loss import cross_entropy
 from lmjax.ops.norm import rms_norm
 
@@ -198,15 +199,20 @@ def test_choose_is_top_k():
 def test_dropless_experts_are_the_naive_sum(skew):
   weights, x, chosen, gates = experts_and_choices()
   chosen = jnp.broadcast_to(jnp.array([3, 1]), chosen.shape) if skew else chosen
-  run = functools.partial(moe.run_dropless, activation=activation, dtype='float32')
-  found = jit(run)(x, chosen, gates, weights)
+  run = functools.partial(moe.run_sorted, weights, activation, 'float32')
+  found = jit(lambda *given: moe.run_dropless(*given, 4, run))(x, chosen, gates)
   np.testing.assert_allclose(found, naive_experts(weights, x, chosen, gates), atol=1e-4)
 
 
-def test_both_dropless_forms_agree_with_gradients():
+def test_all_dropless_forms_agree_with_gradients():
   weights, x, _, _ = experts_and_choices()
   rows, sizes = x.reshape(-1, 6), jnp.array([7, 0, 12, 1])
-  forms = (moe._run_blocks, moe._run_ragged)
+  for_gpus = lambda *given: grouped_dot(*given, True)
+  forms = (
+    functools.partial(moe._run_blocks, moe._dot_blocks, 8),
+    functools.partial(moe._run_blocks, for_gpus, ROWS),
+    moe._run_ragged,
+  )
   total = lambda form, rows, weights: jnp.sum(
     form(activation, 'float32', rows, sizes, weights) ** 2
   )
@@ -214,7 +220,9 @@ def test_both_dropless_forms_agree_with_gradients():
     jit(jax.value_and_grad(functools.partial(total, form), argnums=(0, 1)))(rows, weights)
     for form in forms
   ]
-  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), *found)
+  same = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+  for other in found[1:]:
+    jax.tree.map(same, other, found[0])
 
 
 def test_capacity_large_enough_drops_nothing_and_a_small_one_drops_the_last():

@@ -1,21 +1,28 @@
 """Meshes are refused in one sentence before anything is compiled, or have the six axes."""
 
+import dataclasses
 import itertools
 
+import numpy as np
 import pytest
 
 from lmjax.core.errors import UserError
+from lmjax.models.moe import MoE
 from lmjax.models.transformer import Decoder
 from lmjax.parallel.mesh import AXES, Mesh
+from lmjax.parallel.pipeline import Pipeline
 from lmjax.parallel.sharding import check_divides, check_mesh
 
 MODEL = Decoder(vocab=96, width=48, heads=8, kv_heads=4, head_dim=8, mlp=40)
 
 
-@pytest.mark.parametrize('axis', ['expert', 'context', 'pipe'])
-def test_axes_that_are_not_built_are_refused(axis):
-  with pytest.raises(UserError, match=rf'mesh\.{axis}=2: .* use data, fsdp, tensor'):
-    Mesh(**{axis: 2})
+def test_the_chattiest_axes_stay_inside_a_host():
+  """Devices in order are those of one host after another: neighbours differ in tensor first."""
+  ids = np.vectorize(lambda device: device.id)(Mesh(data=2, pipe=2, tensor=2).build().devices)
+  assert ids.shape == (2, 1, 1, 1, 2, 2)
+  np.testing.assert_array_equal(ids[0, 0, 0, 0, :, 0], [0, 1])
+  np.testing.assert_array_equal(ids[0, 0, 0, 0, 0, :], [0, 2])
+  np.testing.assert_array_equal(ids[:, 0, 0, 0, 0, 0], [0, 4])
 
 
 def test_more_devices_than_there_are_is_refused_with_both_numbers():
@@ -34,41 +41,88 @@ def test_a_mesh_has_the_axes_in_order_on_as_many_devices_as_it_needs():
 
 
 def test_a_batch_that_does_not_divide_names_the_nearest_that_do():
-  message = r'batch=100 does not divide over data=4 x fsdp=8 \(32 ways\): the nearest that do are 96 and 128'
+  message = r'batch=100 does not divide over data=4 x fsdp=8 \(32 ways\): the nearest that do are 96 and 128; or split it 25 or 50 ways'
   with pytest.raises(UserError, match=message):
-    check_mesh(Mesh(data=4, fsdp=8).sizes, MODEL, 100)
+    check_mesh(Mesh(data=4, fsdp=8).sizes, MODEL, 100, 64)
 
 
 def test_a_batch_smaller_than_the_mesh_names_the_least_that_does():
-  with pytest.raises(UserError, match='the nearest that do are 8$'):
-    check_mesh(Mesh(data=8).sizes, MODEL, 3)
+  with pytest.raises(UserError, match='the nearest that do are 8; or split it 3 ways$'):
+    check_mesh(Mesh(data=8).sizes, MODEL, 3, 64)
 
 
 def test_a_microbatch_that_does_not_divide_names_the_unit_of_the_batch():
   message = r'batch=24 does not divide over accumulate=2 x 8 devices: pass a multiple of 16'
   with pytest.raises(UserError, match=message):
-    check_mesh(Mesh(data=8).sizes, MODEL, 12, accumulate=2)
+    check_mesh(Mesh(data=8).sizes, MODEL, 12, 64, accumulate=2)
 
 
 @pytest.mark.parametrize(
   ('sizes', 'message'),
   [
     ({'fsdp': 32}, r'model\.width=48 .* fsdp=32 \(32 ways\): the nearest that do are 32 and 64'),
-    ({'tensor': 8}, r'model\.kv_heads=4 .* tensor=8 \(8 ways\): the nearest that do are 8$'),
+    (
+      {'tensor': 8},
+      r'model\.kv_heads=4 .* tensor=8 \(8 ways\): the nearest that do are 8; or split it 4 ways',
+    ),
     ({'tensor': 64}, r'model\.vocab=96 .* the nearest that do are 64 and 128'),
   ],
 )
 def test_a_dimension_that_does_not_divide_names_the_nearest_that_do(sizes, message):
   with pytest.raises(UserError, match=message):
-    check_mesh(Mesh(**sizes).sizes, MODEL, 64)
+    check_mesh(Mesh(**sizes).sizes, MODEL, 64, 64)
 
 
-@pytest.mark.parametrize('axes', list(itertools.combinations(('data', 'fsdp', 'tensor'), 2)))
+@pytest.mark.parametrize('axes', list(itertools.combinations(AXES, 2)))
 def test_every_pair_of_axes_is_checked_together(axes):
   sizes = Mesh(**dict.fromkeys(axes, 5)).sizes
-  with pytest.raises(UserError, match='does not divide over'):
-    check_mesh(sizes, MODEL, 64)
-  check_mesh(Mesh(**dict.fromkeys(axes, 2)).sizes, MODEL, 64)
+  with pytest.raises(UserError, match='does not divide'):
+    check_mesh(sizes, MODEL, 64, 64)
+  sizes = Mesh(**dict.fromkeys(axes, 2)).sizes
+  check_mesh(sizes, MODEL, 64, 64)
+
+
+@pytest.mark.parametrize(
+  ('sizes', 'changes', 'message'),
+  [
+    (
+      {'pipe': 3},
+      {},
+      r'layers=4 does not divide over 3 stages x 1 rounds x 1 windows: the nearest that do are 3 and 6, or mesh\.pipe=2',
+    ),
+    ({'pipe': 2}, {'layout': 'list'}, 'pass --model.layout=scan'),
+    (
+      {'pipe': 2},
+      {'pipeline': Pipeline(microbatches=5)},
+      'microbatches=5 does not divide the 64 rows .* one of 1, 2, 4',
+    ),
+    ({'pipe': 4}, {'pipeline': Pipeline(microbatches=2, rounds=1)}, None),
+    (
+      {'pipe': 2},
+      {'pipeline': Pipeline(microbatches=1, rounds=2)},
+      'rounds=2 needs microbatches of 2 or more',
+    ),
+    ({'expert': 3}, {'moe': MoE(experts=4)}, r'batch=64 does not divide over expert=3'),
+    (
+      {'expert': 8},
+      {'moe': MoE(experts=4)},
+      r'model\.moe\.experts=4 does not divide over expert=8 .* or split it 4 ways',
+    ),
+  ],
+)
+def test_what_an_axis_wants_of_the_model(sizes, changes, message):
+  model = dataclasses.replace(MODEL, **changes)
+  if message is None:
+    check_mesh(Mesh(**sizes).sizes, model, 64, 64)
+    return
+  with pytest.raises(UserError, match=message):
+    check_mesh(Mesh(**sizes).sizes, model, 64, 64)
+
+
+def test_a_row_is_cut_in_two_pieces_a_device_of_the_context_axis():
+  message = r'mesh\.context=3 takes two pieces of a row a device, but length=128 .* 126 and 132'
+  with pytest.raises(UserError, match=message):
+    check_mesh(Mesh(context=3).sizes, MODEL, 64, 128)
 
 
 def test_what_divides_passes():

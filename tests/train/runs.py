@@ -5,12 +5,14 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 HERE = Path(__file__).parent
@@ -34,8 +36,13 @@ class Run:
     self.log.touch()
 
   @contextlib.contextmanager
-  def start(self, *flags: str, devices: int = 1) -> Iterator[subprocess.Popen]:
-    """The command with `flags` beside those of the run, under way; killed at the end of the block."""
+  def start(
+    self, *flags: str, devices: int = 1, log: Path | None = None
+  ) -> Iterator[subprocess.Popen]:
+    """The command with `flags` beside those of the run, under way; killed at the end of the block.
+
+    What it prints is added to `log`, by default that of the run.
+    """
     command = [sys.executable, '-m', 'lmjax.main', '--experiment=small:small']
     command += [f'--workdir={self.workdir}', *self.flags, *flags]
     environment = {
@@ -47,15 +54,43 @@ class Run:
       'JAX_COMPILATION_CACHE_DIR': str(Path(tempfile.gettempdir()) / 'lmjax-test-xla-runs'),
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
     }
-    with self.log.open('ab') as log:
+    with (log or self.log).open('ab') as opened:
       process = subprocess.Popen(
-        command, stdout=log, stderr=subprocess.STDOUT, cwd=HERE.parents[1], env=environment
+        command, stdout=opened, stderr=subprocess.STDOUT, cwd=HERE.parents[1], env=environment
       )
     try:
       yield process
     finally:
       process.kill()
       process.wait()
+
+  @contextlib.contextmanager
+  def together(
+    self, count: int, *flags: str, devices: int = 1, own: Mapping[int, str] = MappingProxyType({})
+  ) -> Iterator[list[subprocess.Popen]]:
+    """As `start`, by `count` processes with as many `devices` each; `own` is a flag of one alone."""
+    with contextlib.ExitStack() as stack:
+      with socket.create_server(('127.0.0.1', 0)) as free:
+        where = f'--hosts.coordinator=127.0.0.1:{free.getsockname()[1]}'
+      processes = []
+      for number in range(count):
+        place = (where, f'--hosts.processes={count}', f'--hosts.process={number}')
+        mine = [own[number]] if number in own else []
+        log = self.log_of(number)
+        started = self.start(*flags, *place, *mine, devices=devices, log=log)
+        processes.append(stack.enter_context(started))
+      yield processes
+
+  def finish_together(self, count: int, *flags: str, code: int = 0, devices: int = 1) -> None:
+    """Starts the command as `count` processes, each of which ends with exit code `code`."""
+    with self.together(count, *flags, devices=devices) as processes:
+      assert [process.wait(TIMEOUT) for process in processes] == [code] * count, (
+        self.log.read_text()
+      )
+
+  def log_of(self, process: int) -> Path:
+    """The file of what a process has printed, of process 0 that of the run."""
+    return self.log.with_suffix(f'.{process}.log') if process else self.log
 
   def finish(self, *flags: str, code: int = 0, devices: int = 1) -> str:
     """Starts the command and waits for its end with exit code `code`; what it printed."""

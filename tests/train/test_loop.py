@@ -62,6 +62,33 @@ def test_every_step_is_written_once_and_before_it_is_saved(notes):
     assert notes.events.index(('write', step)) < notes.events.index(('save', step))
 
 
+class Pending:
+  """The metric of a step that is done when `done` says so."""
+
+  def __init__(self, done):
+    self.is_ready = done
+
+
+def test_only_what_the_device_waits_for_counts_as_data(notes):
+  seconds = iter([1.0, 10.0, 100.0])
+  now = 0.0
+
+  def batches():
+    nonlocal now
+    for passed in seconds:
+      now += passed
+      yield None
+
+  ledger = Ledger(None, clock=lambda: now, start=0.0)
+  fetch, source = notes.loop._replace(ledger=ledger)._fetch, batches()
+  fetch(source, {})  # nothing to compute yet
+  fetch(source, {'loss': Pending(lambda: False)})
+  assert ledger.spent('data') == 1
+  assert ledger.spent('compute') == 10
+  fetch(source, {'loss': Pending(lambda: now > 100)})  # done while the batch was read
+  assert ledger.spent('data') == 101
+
+
 def test_a_run_that_is_there_already_takes_no_step(notes):
   assert notes.run(15, 15) == 15
   assert notes.events == []

@@ -1,0 +1,107 @@
+"""What a run says before it begins: on what it runs, over what, how long it may take."""
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from lmjax.core import storage, tree
+from lmjax.core.clock import duration_text, peak_flops
+from lmjax.core.task import device
+from lmjax.parallel.pipeline import Plan
+from lmjax.parallel.sharding import batch_ways
+from lmjax.train.equality import Case, is_certified
+
+if TYPE_CHECKING:
+  from lmjax.train.job import Job
+
+# What the estimate assumes of the peak before anything is measured.
+_EXPECTED_MFU = 0.4
+
+
+def header(job: 'Job', first: int) -> str:
+  """The lines to show before step `first` + 1."""
+  task, size = job.task, tree.count(jax.eval_shape(job.model.init, jax.random.key(0)))
+  tokens = task.batch * task.length * task.steps
+  flops = job.flops_per_token * tokens
+  peak, source = peak_flops(job.model.dtype)
+  left = (task.last_step - first) / task.steps
+  seconds = flops * left / (peak * _EXPECTED_MFU)
+  rows = job.shards[0].manifest['rows'] if len(job.shards) == 1 else None
+  lines = [
+    f'device      {device()}, mesh {task.mesh}; peak {peak / 1e9:,.0f} GFLOP/s ({source})',
+    *([job.preset.line] if job.preset.compiler_options else []),
+    *_pipeline_lines(job),
+    *_warnings(job),
+    f'posts       {_rows_text(rows)}' if rows else f'posts       {len(job.shards)} sources',
+    f'model       {size:,} parameters, vocabulary {job.model.vocab:,}',
+    f'run         {task.steps:,} steps x {task.batch} rows x {task.length} = {tokens:,} tokens, '
+    f'{flops:.2e} FLOPs',
+    f'estimated   {duration_text(seconds)} of training at {_EXPECTED_MFU:.0%} of the peak',
+    f'workdir     {storage.origin(job.workdir)}; every setting is in {job.workdir / "config.json"}',
+  ]
+  if first:
+    lines.append(f'resuming    at step {first:,} of {task.last_step:,}')
+  return '\n'.join([*lines, *(note for shards in job.shards for note in shards.notes), ''])
+
+
+def pipeline_report(job: 'Job') -> dict[str, Any] | None:
+  """What the stages of `mesh.pipe` do; None without."""
+  plan = _plan(job)
+  if plan is None:
+    return None
+  return {
+    **plan._asdict(),
+    'bubble_fraction': plan.bubble_fraction,
+    'live_items': plan.live_items,
+    'live_activation_bytes': _live_bytes(job, plan),
+  }
+
+
+def _warnings(job: 'Job') -> list[str]:
+  """A line where nobody has compared this way of splitting the work with one device."""
+  model, task = job.model, job.task
+  kind = 'dense' if model.moe is None else 'moe'
+  if is_certified(Case(task.mesh, kind, True, model.layout, task.accumulate)):
+    return []
+  return [
+    f'warning     mesh {task.mesh} with {kind} layers, layout={model.layout} and '
+    f'accumulate={task.accumulate} is not in docs/equality.md: compare some steps with another mesh'
+  ]
+
+
+def _pipeline_lines(job: 'Job') -> list[str]:
+  plan = _plan(job)
+  if plan is None:
+    return []
+  return [
+    f'pipeline    {plan.stages} stages, {plan.microbatches} microbatches, {plan.rounds} rounds: '
+    f'{plan.bubble_fraction:.0%} idle, {plan.live_items} inputs of a stage alive '
+    f'({_live_bytes(job, plan) / 2**20:,.1f} MiB a device) and what remat={job.model.remat} keeps'
+  ]
+
+
+def _plan(job: 'Job') -> Plan | None:
+  sizes = job.task.mesh.sizes
+  if sizes['pipe'] == 1:
+    return None
+  return job.model.pipeline.plan(sizes['pipe'], _rows(job))
+
+
+def _live_bytes(job: 'Job', plan: Plan) -> int:
+  """Bytes of the inputs that a device of a stage holds when the backward pass begins."""
+  sizes, model = job.task.mesh.sizes, job.model
+  positions = job.task.length // (sizes['context'] * sizes['tensor'])
+  itemsize = 2 if model.dtype == 'bfloat16' else 4
+  return plan.live_items * (_rows(job) // plan.microbatches) * positions * model.width * itemsize
+
+
+def _rows(job: 'Job') -> int:
+  """Rows of a device in one pass."""
+  return job.task.batch // job.task.accumulate // batch_ways(job.task.mesh.sizes)
+
+
+def _rows_text(rows: dict[str, Any]) -> str:
+  dropped = ', '.join(f'{count:,} {reason}' for reason, count in rows['dropped'].items())
+  return f'{rows["in"]:,} rows = {rows["used"]:,} to train on + {rows["held_out"]:,} held out' + (
+    f' + dropped: {dropped}' if dropped else ''
+  )

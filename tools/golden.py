@@ -1,0 +1,53 @@
+"""Writes what the tests compare with; run it where a change is meant, and say why in the commit.
+
+  python tools/golden.py             all of it: about 10 minutes on 2 cores
+
+docs/equality.md               each way of splitting the work beside one device
+lmjax/train/equality.json      the ways that training takes without a warning
+tests/parallel/collectives.json  what crosses devices in each program
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
+
+from lmjax.train import equality
+
+ROOT = Path(__file__).parents[1]
+ABOUT = """# Equality of meshes
+
+A mesh moves arrays and never numbers. Each line is a small model trained over a mesh of virtual CPU
+devices: the loss, as a share of that of one device without a mesh, and the largest difference of a
+gradient, as a share of the largest number of its tensor (allowed: {tolerance:.0e}). All in f32.
+Written by `python tools/golden.py`; `pytest -m slow tests/parallel/test_grid.py` computes it again.
+Training over a mesh that is not among these says so. {count} combinations.
+
+"""
+
+
+def main() -> None:
+  argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  ).parse_args()
+  found, programs = [], {}
+  cases = sorted(equality.grid(), key=lambda case: str(case._replace(packed=True)))
+  for number, case in enumerate(cases, 1):
+    one = equality.compare(case)
+    print(f'{number}/{len(cases)} {case}: {one.gradient_error:.1e}', flush=True)
+    assert one.gradient_error <= equality.TOLERANCE, case
+    found.append((case, one))
+    programs[str(case._replace(packed=True))] = [list(row.values()) for row in one.collectives]
+  about = ABOUT.format(tolerance=equality.TOLERANCE, count=len(found))
+  (ROOT / 'docs').mkdir(exist_ok=True)
+  (ROOT / 'docs' / 'equality.md').write_text(about + equality.table(found))
+  (ROOT / 'lmjax' / 'train' / 'equality.json').write_text(equality.certificate(cases))
+  lines = ',\n'.join(f'{json.dumps(k)}: {json.dumps(v)}' for k, v in sorted(programs.items()))
+  (ROOT / 'tests' / 'parallel' / 'collectives.json').write_text(f'{{\n{lines}\n}}\n')
+
+
+if __name__ == '__main__':
+  main()
