@@ -12,14 +12,14 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from lmjax.core.assets import cache_folder
 from lmjax.core.config import to_json
 from lmjax.core.errors import UserError
-from lmjax.data.shards import SCHEMA, Shards, is_complete, write_manifest, write_part
+from lmjax.data.shards import SCHEMA, Shards, is_complete, open_shards, write_manifest, write_part
 from lmjax.data.sources import Posts, Rows
 from lmjax.data.split import PARTS, Corpus, Split, collect
 from lmjax.data.tokenizer import WORDS, Tokenizer, TokenizerConfig, train
@@ -50,15 +50,18 @@ def prepare_all(
 ) -> list[Shards]:
   """The tokenised shards of each source, under one tokenizer for all; built once, then opened.
 
-  A tokenizer that is not loaded from a file is trained on the training posts of all sources. Of
-  several processes that want the same shards one builds them and the others wait. A process that
+  A source that is the `manifest.json` of a prepared corpus, also on s3:// or gs://, is opened as it
+  is, with its own split and its tokenizer. Else a tokenizer that is not loaded from a file is trained
+  on the training posts of all sources. Of several processes that want the same shards one builds them and the others wait. A process that
   is killed leaves nothing that would be taken for a corpus.
 
   Raises:
-    UserError: a source cannot be read or has too few posts, or the cache is not writable.
+    UserError: a source cannot be read or has too few posts, corpora have different tokenizers, or the
+      cache is not writable.
   """
-  loaded = tokenizer.load()
-  jobs = _plan(sources, split, loaded or tokenizer.vocab)
+  opened = {posts: open_shards(posts.corpus) for posts in sources if posts.corpus}
+  loaded = _one_tokenizer(tokenizer.load(), opened)
+  jobs = _plan([posts for posts in sources if not posts.corpus], split, loaded or tokenizer.vocab)
   if not all(is_complete(job.folder) for job in jobs):
     with contextlib.ExitStack() as locks:
       for folder in sorted({job.folder for job in jobs}):
@@ -67,7 +70,21 @@ def prepare_all(
       ready = [job.folder for job in jobs if job.folder not in missing]
       known = Shards(ready[0]).tokenizer if ready else loaded
       _build(list(missing.values()), split, known or tokenizer.vocab, progress or _silent)
-  return [Shards(job.folder) for job in jobs]
+  built = {job.posts: Shards(job.folder) for job in jobs}
+  return [(opened | built)[posts] for posts in sources]
+
+
+def _one_tokenizer(loaded: Tokenizer | None, opened: Mapping[Posts, Shards]) -> Tokenizer | None:
+  """The tokenizer of prepared corpora, or the one that was loaded from a file."""
+  found = {shards.tokenizer.sha256: posts.corpus for posts, shards in opened.items()}
+  if loaded is not None:
+    found |= {loaded.sha256: '--tokenizer'}
+  if len(found) > 1:
+    raise UserError(
+      f'{" and ".join(found.values())} have different tokenizers: prepare the posts again with one, '
+      'passing --tokenizer=FOLDER/tokenizer.json'
+    )
+  return loaded or next((shards.tokenizer for shards in opened.values()), None)
 
 
 class _Job(NamedTuple):

@@ -123,7 +123,8 @@ class Posts(Config):
   """The posts to read and how."""
 
   posts: str = leaf(
-    'healthtweets', 'What to read: an asset, or GLOB[,GLOB]... of files (s3:// too).'
+    'healthtweets',
+    "What to read: an asset, GLOB[,GLOB]... of files, a prepared corpus's manifest.json (s3:// too).",
   )
   posts_format: formats.Format = leaf(
     'auto', 'Format of the files; auto = seen from their content.'
@@ -140,6 +141,12 @@ class Posts(Config):
       raise UserError(
         f'posts={self.posts!r}: expected an asset ({", ".join(assets.ASSETS)}) or files'
       )
+
+  @property
+  def corpus(self) -> str:
+    """The folder of the prepared corpus that this is, by its manifest.json; '' of other posts."""
+    folder, _, name = self.posts.strip().rpartition('/')
+    return (folder or '.') if name == 'manifest.json' else ''
 
   def files(self) -> list[str]:
     """The files to read, each once, sorted; an asset is downloaded if it is not there yet.

@@ -181,3 +181,23 @@ def test_a_cache_that_cannot_be_written_is_said(tmp_path, monkeypatch):
   monkeypatch.setenv('LMJAX_CACHE', str(tmp_path / 'file'))
   with pytest.raises(UserError, match='set LMJAX_CACHE to a folder that you can write'):
     prepare_posts(write_posts(tmp_path / 'a.jsonl', POSTS))
+
+
+def test_a_prepared_corpus_is_a_source_and_gives_its_tokenizer_to_others(cache, tmp_path):
+  ready = prepare_posts(write_posts(tmp_path / 'a.jsonl', make_posts(300, 1)))
+  corpus = Posts(posts=str(ready.folder / 'manifest.json'))
+  other = Posts(posts=str(write_posts(tmp_path / 'b.jsonl', make_posts(200, 2))))
+  first, second = prepare_all([corpus, other], Split(), TokenizerConfig(vocab=400))
+  assert (first.folder, first.sha256) == (ready.folder, ready.sha256)
+  assert second.tokenizer.sha256 == ready.tokenizer.sha256
+  assert second.posts('train') > 0
+
+
+def test_prepared_corpora_of_different_tokenizers_are_refused(cache, tmp_path):
+  path = write_posts(tmp_path / 'a.jsonl', make_posts(300, 1))
+  folders = [prepare_posts(path, vocab=vocab).folder for vocab in (320, 340)]
+  corpora = [Posts(posts=str(folder / 'manifest.json')) for folder in folders]
+  with pytest.raises(
+    UserError, match='have different tokenizers: prepare the posts again with one'
+  ):
+    prepare_all(corpora, Split(), TokenizerConfig())

@@ -7,6 +7,10 @@ from object_store import s3_server, write
 
 from lmjax.core.errors import UserError
 from lmjax.data import shards
+from lmjax.data.prepare import prepare
+from lmjax.data.sources import Posts
+from lmjax.data.split import Split
+from lmjax.data.tokenizer import TokenizerConfig
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -21,12 +25,13 @@ def test_prepared_posts_on_s3_are_fetched_shard_by_shard_as_they_are_read(tmp_pa
   here = prepare_posts(write_posts(tmp_path / 'posts.jsonl', make_posts(300, 1)))
   fsspec.filesystem('s3').put(f'{here.folder}/', 's3://bucket/corpus/', recursive=True)
   monkeypatch.setenv('LMJAX_CACHE', str(tmp_path / 'fetched'))
-  there = shards.open_shards('s3://bucket/corpus')
+  source = Posts(posts='s3://bucket/corpus/manifest.json')
+  there = prepare(source, Split(), TokenizerConfig())
   files = there.manifest['parts']['train']['shards']
   assert len(files) > 2
   assert there.read('train', [0])[0].tolist() == here.read('train', [0])[0].tolist()
   fetched = {path.name for path in there.folder.iterdir()}
-  assert fetched == {'manifest.json', 'train.lengths.npy', files[0]['file']}
+  assert fetched == {'manifest.json', 'tokenizer.json', 'train.lengths.npy', files[0]['file']}
   assert list(there.texts('train')) == list(here.texts('train'))
   assert (there.sha256, there.notes) == (here.sha256, here.notes)
   assert there.folder.is_relative_to(tmp_path / 'fetched')
