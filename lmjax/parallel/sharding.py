@@ -133,12 +133,18 @@ def check_mesh(
 
 def _check_length(sizes: Mapping[str, int], length: int) -> None:
   """UserError when a row does not split into the two pieces that ring attention gives a device."""
-  try:
-    check_divides({**sizes, 'context': 2 * sizes['context']}, 'length', length, 'length')
-  except UserError as error:
-    raise UserError(
-      f'mesh.context={sizes["context"]} takes two pieces of a row a device, but {error}'
-    ) from None
+  ways = sizes['context']
+  if ways == 1 or length % (2 * ways) == 0:
+    return
+  unit = 2 * ways
+  near = [n for n in (length // unit * unit, -(-length // unit) * unit) if n]
+  fewer = [n for n in range(1, length + 1) if length % (2 * n) == 0]
+  closest = sorted(sorted(fewer, key=lambda n: abs(n - ways))[:2])
+  also = f', or mesh.context={" or ".join(map(str, closest))}' if closest else ''
+  raise UserError(
+    f'length={length} does not divide over mesh.context={ways}, two pieces a device: '
+    f'the nearest that do are {" and ".join(map(str, near))}{also}'
+  )
 
 
 def check_divides(sizes: Mapping[str, int], name: str, value: int, dim: str) -> None:

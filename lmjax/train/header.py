@@ -3,10 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 
 from lmjax.core import storage, tree
 from lmjax.core.clock import duration_text, peak_flops
 from lmjax.core.task import device
+from lmjax.parallel.expert import padding_bytes
 from lmjax.parallel.pipeline import Plan
 from lmjax.parallel.sharding import batch_ways
 from lmjax.train.equality import Case, is_certified
@@ -31,6 +33,7 @@ def header(job: 'Job', first: int) -> str:
     f'device      {device()}, mesh {task.mesh}; peak {peak / 1e9:,.0f} GFLOP/s ({source})',
     *([job.preset.line] if job.preset.compiler_options else []),
     *_pipeline_lines(job),
+    *_expert_lines(job),
     *_warnings(job),
     f'posts       {_rows_text(rows)}' if rows else f'posts       {len(job.shards)} sources',
     f'model       {size:,} parameters, vocabulary {job.model.vocab:,}',
@@ -44,6 +47,22 @@ def header(job: 'Job', first: int) -> str:
   return '\n'.join([*lines, *(note for shards in job.shards for note in shards.notes), ''])
 
 
+def expert_padding(job: 'Job') -> int:
+  """Bytes of padding that a device sends to experts and back in a step; 0 where rows alone travel."""
+  sizes, model, task = job.task.mesh.sizes, job.model, job.task
+  if model.moe is None or sizes['expert'] == 1 or model.moe.capacity_factor is not None:
+    return 0
+  if jax.default_backend() != 'cpu':
+    return 0
+  rows = _rows(job) * (task.length // sizes['context']) * model.moe.top_k
+  there, back = (
+    padding_bytes(rows, model.width, itemsize, sizes['expert'])
+    for itemsize in (jnp.dtype(model.dtype).itemsize, 4)
+  )
+  # There and back in the forward pass, and their gradients.
+  return 2 * (there + back) * task.accumulate * model.layers // sizes['pipe']
+
+
 def pipeline_report(job: 'Job') -> dict[str, Any] | None:
   """What the stages of `mesh.pipe` do; None without."""
   plan = _plan(job)
@@ -55,6 +74,16 @@ def pipeline_report(job: 'Job') -> dict[str, Any] | None:
     'live_items': plan.live_items,
     'live_activation_bytes': _live_bytes(job, plan),
   }
+
+
+def _expert_lines(job: 'Job') -> list[str]:
+  padding = expert_padding(job)
+  if not padding:
+    return []
+  return [
+    f'experts     {padding / 2**20:,.1f} MiB of padding a device a step travel in whole buffers: '
+    'XLA:CPU has no ragged all-to-all'
+  ]
 
 
 def _warnings(job: 'Job') -> list[str]:

@@ -17,7 +17,7 @@ from lmjax.data.shards import Shards
 from lmjax.data.tokenizer import Tokenizer
 from lmjax.parallel import hosts
 from lmjax.train.baselines import Posts, baselines
-from lmjax.train.header import pipeline_report
+from lmjax.train.header import expert_padding, pipeline_report
 from lmjax.train.sample import draw_texts
 from lmjax.train.state import TrainState
 
@@ -100,6 +100,7 @@ def conclude(job: 'Job', state: TrainState, step: int) -> Report:
     'parameters_sha256': sha256,
     'samples': samples,
     'pipeline': pipeline_report(job),
+    'expert_padding_bytes': expert_padding(job),
   }
   print(closing_text(report, origin(job.workdir)))
   return report

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding
 
+from lmjax.core.errors import UserError
 from lmjax.core.types import Params
 from lmjax.models.transformer import Decoder
 from lmjax.parallel import sharding
@@ -92,7 +93,16 @@ def state_shardings(
 
 
 def with_moments_in(memory: Memory, state: TrainState) -> TrainState:
-  """`state` with the arrays of its optimizer state moved to a kind of memory; scalars stay."""
+  """`state` with the arrays of its optimizer state moved to a kind of memory; scalars stay.
+
+  Raises:
+    UserError: the devices have no such memory.
+  """
+  kinds = [found.kind for found in jax.local_devices()[0].addressable_memories()]
+  if memory not in kinds:
+    raise UserError(
+      f'optimizer.memory={memory}: these devices have {", ".join(kinds)} only: pass one of them'
+    )
 
   def move(x: jax.Array) -> jax.Array:
     return jax.device_put(x, x.sharding.with_memory_kind(memory)) if x.ndim else x

@@ -120,7 +120,9 @@ def test_what_an_axis_wants_of_the_model(sizes, changes, message):
 
 
 def test_a_row_is_cut_in_two_pieces_a_device_of_the_context_axis():
-  message = r'mesh\.context=3 takes two pieces of a row a device, but length=128 .* 126 and 132'
+  message = (
+    r'length=128 does not divide over mesh\.context=3, two .* 126 and 132, or mesh\.context=2 or 4'
+  )
   with pytest.raises(UserError, match=message):
     check_mesh(Mesh(context=3).sizes, MODEL, 64, 128)
 
