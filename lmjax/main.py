@@ -6,13 +6,14 @@ mistake, 75 saved after SIGTERM and wants to be started again, 1 anything else.
 
 import datetime
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
 from lmjax.core import command_line
-from lmjax.core.compilation import keep_compiled
+from lmjax.core.compilation import keep_compiled, look_for_no_absent_gpu
 from lmjax.core.errors import UserError
-from lmjax.core.task import opened, write_report
+from lmjax.core.task import EXIT_AGAIN, opened, write_report
 
 
 def main(argv: Sequence[str]) -> int:
@@ -54,4 +55,7 @@ def show(text: str) -> None:
 
 
 if __name__ == '__main__':
+  # Until a task takes care of it there is nothing to save, but the job is to be started again.
+  signal.signal(signal.SIGTERM, lambda *_: os._exit(EXIT_AGAIN))
+  look_for_no_absent_gpu()
   sys.exit(main(sys.argv))

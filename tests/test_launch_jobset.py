@@ -12,8 +12,8 @@ import pytest
 import yaml
 from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
 
+from lmjax.core.task import EXIT_AGAIN
 from lmjax.parallel import hosts
-from lmjax.train.guard import EXIT_SAVED
 
 ROOT = Path(__file__).parents[1]
 JOB = ('spec', 'replicatedJobs', 0, 'template', 'spec')
@@ -113,7 +113,7 @@ def test_exit_75_starts_all_pods_again_and_does_not_count_as_a_failure():
   assert first['onExitCodes'] == {
     'containerName': container()['name'],
     'operator': 'In',
-    'values': [EXIT_SAVED],
+    'values': [EXIT_AGAIN],
   }
   # Kubernetes takes a podFailurePolicy with this restart policy alone.
   assert spec['template']['spec']['restartPolicy'] == 'Never'

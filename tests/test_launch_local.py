@@ -95,7 +95,7 @@ def test_when_one_dies_all_end_and_its_code_is_the_result(start):
   assert '[2] lmjax: process 2: ' in out
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_goes_to_all(start, number):
   words = ('--processes=2', '--', '--experiment=meeting:meet', '--workdir=run', '--then=wait')
   process = start(*words)

@@ -109,3 +109,20 @@ def test_an_interrupt_before_the_task_starts_leaves_no_traceback(start, tmp_path
   done = start('--experiment=tiny_tasks:interrupted')
   assert (done.returncode, done.stderr) == (1, 'lmjax: interrupted\n')
   assert not (tmp_path / 'runs').exists()
+
+
+def test_a_cuda_plugin_without_a_driver_is_quiet(tmp_path):
+  """The test extra brings the plugin, to compile for GPUs that are not here."""
+  environment = {name: value for name, value in os.environ.items() if name != 'JAX_PLATFORMS'}
+  command = [
+    sys.executable,
+    '-m',
+    'lmjax.main',
+    '--experiment=posts_sample',
+    '--checkpoint=nowhere',
+  ]
+  ended = subprocess.run(
+    [*command, f'--workdir={tmp_path}'], env=environment, capture_output=True, text=True, timeout=60
+  )
+  assert ended.returncode == 2
+  assert ended.stderr.count('\n') == 1

@@ -1,6 +1,7 @@
 """Compiled programs kept between processes, so that only the first start of a run compiles."""
 
 import hashlib
+import importlib.util
 import logging
 import os
 import platform
@@ -31,6 +32,17 @@ def keep_compiled() -> None:
     return
   jax.config.update('jax_compilation_cache_dir', str(folder))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', _WORTH_KEEPING_SECONDS)
+
+
+def look_for_no_absent_gpu() -> None:
+  """Has JAX use the CPU where its CUDA plugin is installed, as for compiling, but no NVIDIA driver.
+
+  It would do so anyway, after the traceback of a library that is not there.
+  """
+  installed = any(importlib.util.find_spec(f'jax_cuda{n}_plugin') for n in (12, 13))
+  drivers = ('/dev/nvidiactl', '/dev/dxg', '/dev/nvhost-gpu', '/dev/nvgpu')
+  if installed and not any(map(os.path.exists, drivers)):
+    os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 
 def _delete_unfinished(folder: Path) -> None:

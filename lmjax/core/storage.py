@@ -36,7 +36,8 @@ _REMOTE, _SYNCED, _LOCK, _OWNER, _CHECKPOINTS = (
   'checkpoints',
 )
 _RENEW_SECONDS = 20.0
-_OWNED_SECONDS = 90.0  # without a renewal, and the owner counts as gone
+_WATCH_SECONDS = 50.0  # without a renewal, and the owner counts as gone
+_OWNED_SECONDS = 90.0  # and after so many, whatever the clocks of two hosts differ by
 
 
 def at(address: str) -> Path:
@@ -73,7 +74,9 @@ def mirror(address: str) -> Path:
   digest = hashlib.sha256(str(path).encode()).hexdigest()[:12]
   folder = cache_folder() / 'workdirs' / f'{path.name}-{digest}'
   folder.mkdir(parents=True, exist_ok=True)
-  (folder / _REMOTE).write_text(str(path))
+  file = folder / _REMOTE
+  if not (file.exists() and file.read_text() == str(path)):  # a run under way may be reading it
+    file.write_text(str(path))
   return folder
 
 
@@ -150,7 +153,8 @@ class _Remote:
     """Copies up what has changed since it was last looked for."""
     stamp = self._folder / _SYNCED
     before = stamp.stat().st_mtime_ns
-    now = time.time_ns()
+    now = stamp.with_name(f'{_SYNCED}.now')  # of the clock of the files, which a server may set
+    now.touch()
     with _reached(self._address):
       for path in sorted(self._folder.rglob('*')):
         known = path.name.startswith('.') or path.name == _LOCK or path.is_dir()
@@ -158,7 +162,7 @@ class _Remote:
           self._system.pipe_file(
             self._name(path.relative_to(self._folder).as_posix()), path.read_bytes()
           )
-    os.utime(stamp, ns=(now, now))
+    now.replace(stamp)
 
   def _names(self) -> list[str]:
     """The files there but for the checkpoints, which may be many and large."""
@@ -177,14 +181,18 @@ class _Remote:
     return f'{self._root}/{name}'
 
   def _claim(self) -> None:
+    """Becomes the owner; of one that may be there yet, waits to see whether it renews."""
     owner = self._owner()
-    age = time.time() - owner.get('renewed', 0.0)
-    if owner and age < _OWNED_SECONDS and not _has_ended(owner):
-      raise UserError(
-        f'{self._address} is in use by process {owner["process"]} of {owner["host"]}, seen {age:.0f} s '
-        f'ago: stop it or pass another --workdir, or if it is gone delete {self._address}/{_OWNER} or '
-        f'wait {_OWNED_SECONDS - age:.0f} s'
+    if owner and not _has_ended(owner) and time.time() - owner['renewed'] < _OWNED_SECONDS:
+      who = f'process {owner["process"]} of {owner["host"]}'
+      print(
+        f'{self._address} was in use by {who}: waiting up to {_WATCH_SECONDS:.0f} s', flush=True
       )
+      deadline = time.monotonic() + _WATCH_SECONDS
+      while time.monotonic() < deadline and (now := self._owner()):
+        if now != owner:
+          raise UserError(f'{self._address} is in use by {who}: stop it or pass another --workdir')
+        time.sleep(_WATCH_SECONDS / 40)
     self._own()
 
   def _own(self) -> None:

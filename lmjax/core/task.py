@@ -24,6 +24,7 @@ from lmjax.core.errors import UserError
 from lmjax.core.storage import mirrored
 
 SCHEMA = 1
+EXIT_AGAIN = 75  # EX_TEMPFAIL: what could be is saved, launch files start the job again on it
 
 Report = dict[str, Any]
 

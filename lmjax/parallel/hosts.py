@@ -18,8 +18,9 @@ from jax._src import distributed
 
 from lmjax.core.config import Config, leaf
 from lmjax.core.errors import UserError
+from lmjax.core.task import EXIT_AGAIN
 from lmjax.parallel import rollcall
-from lmjax.parallel.rollcall import EXIT_SAVED, Place, Roll
+from lmjax.parallel.rollcall import Place, Roll
 
 _PORTS = (61440, 4096)  # first and how many: a job's number picks one, the same on every host
 _JAX_LATER = 60  # seconds after the roll would have told it that JAX gives a silent process up
@@ -43,8 +44,8 @@ class Hosts(Config):
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    if self.coordinator is not None and not re.fullmatch(r'(.+):(\d{1,5})', self.coordinator):
-      raise UserError(f'coordinator={self.coordinator}: expected HOST:PORT, such as node7:1234')
+    if self.coordinator is not None:
+      _host_and_port('coordinator', self.coordinator)
     if self.process is not None and self.process >= (self.processes or self.process + 1):
       raise UserError(
         f'process={self.process} is not one of processes={self.processes}, which are counted from '
@@ -94,10 +95,6 @@ class Hosts(Config):
       heartbeat_timeout_seconds=silence,
       shutdown_timeout_seconds=silence,
     )
-    if jax.default_backend() == 'cpu':
-      # A program read back runs its collectives in another order than one that was just compiled
-      # (jaxlib 0.10.2): gloo then ends both processes, on messages of a wrong size.
-      jax.config.update('jax_enable_compilation_cache', False)
 
   def _check_devices(self, place: Place) -> None:
     seen = jax.local_device_count()
@@ -197,7 +194,7 @@ def check_equal(name: str, value: str, what: str, seconds: float | None = None) 
 def leave(error: BaseException | None = None) -> None:
   """Ends what `connect` began: waits until all are done, or tells them of `error` and exits."""
   if _state.roll:
-    together = isinstance(error, SystemExit) and error.code in (0, EXIT_SAVED)
+    together = isinstance(error, SystemExit) and error.code in (0, EXIT_AGAIN)
     if error is not None and not together:
       _state.roll.fail(error)
     _state.roll.leave()
@@ -234,8 +231,8 @@ def find(hosts: Hosts, environment: Mapping[str, str]) -> Place | None:
       f'process {process} is not one of {processes} processes, which are counted from 0: pass '
       f'--hosts.process=0 to {processes - 1}, or the --hosts.processes that there are'
     )
-  host, _, port = given['coordinator'].rpartition(':')
-  place = Place(host, int(port), processes, process)
+  host, port = _host_and_port('LMJAX_COORDINATOR', given['coordinator'])
+  place = Place(host, port, processes, process)
   if place.is_loopback and found.get('nodes', 1) > 1:
     raise UserError(rollcall.loopback_sentence(place, f'{found["nodes"]} nodes'))
   return place
@@ -244,32 +241,50 @@ def find(hosts: Hosts, environment: Mapping[str, str]) -> Place | None:
 def _scheduled(environment: Mapping[str, str]) -> dict[str, Any]:
   """What Slurm, Open MPI or Kubernetes says of the processes of a run; nothing without them."""
   get = environment.get
-  if int(get('SLURM_STEP_NUM_TASKS', get('SLURM_NTASKS', 1))) > 1 and 'SLURM_PROCID' in environment:
+  number = lambda name, otherwise='1': _whole(name, get(name, str(otherwise)))
+  tasks = number('SLURM_STEP_NUM_TASKS', get('SLURM_NTASKS', '1'))
+  if tasks > 1 and 'SLURM_PROCID' in environment:
     nodes = get('SLURM_STEP_NODELIST', get('SLURM_JOB_NODELIST', ''))
     return {
       'by': 'Slurm',
-      'coordinator': f'{first_node(nodes)}:{_port(int(get("SLURM_JOB_ID", 0)))}' if nodes else None,
-      'processes': int(get('SLURM_STEP_NUM_TASKS', get('SLURM_NTASKS', 1))),
-      'process': int(environment['SLURM_PROCID']),
-      'nodes': int(get('SLURM_STEP_NUM_NODES', get('SLURM_NNODES', 1))),
+      'coordinator': f'{first_node(nodes)}:{_port(number("SLURM_JOB_ID", "0"))}' if nodes else None,
+      'processes': tasks,
+      'process': number('SLURM_PROCID'),
+      'nodes': number('SLURM_STEP_NUM_NODES', get('SLURM_NNODES', '1')),
     }
-  if int(get('OMPI_COMM_WORLD_SIZE', 1)) > 1:
+  if number('OMPI_COMM_WORLD_SIZE') > 1:
     uri = re.match(r'(\d+)\.\d+;tcp6?://\[?([^,:\]]+)', get('OMPI_MCA_orte_hnp_uri', ''))
     return {
       'by': 'Open MPI',
       'coordinator': f'{uri[2]}:{_port(int(uri[1]) >> 12)}' if uri else None,
-      'processes': int(environment['OMPI_COMM_WORLD_SIZE']),
-      'process': int(environment['OMPI_COMM_WORLD_RANK']),
+      'processes': number('OMPI_COMM_WORLD_SIZE'),
+      'process': number('OMPI_COMM_WORLD_RANK') if 'OMPI_COMM_WORLD_RANK' in environment else None,
     }
-  if int(get('LMJAX_PROCESSES', 1)) > 1:
-    process = get('JOB_COMPLETION_INDEX')
+  if number('LMJAX_PROCESSES') > 1:
     return {
       'by': 'the environment (LMJAX_COORDINATOR, LMJAX_PROCESSES, JOB_COMPLETION_INDEX)',
       'coordinator': get('LMJAX_COORDINATOR'),
-      'processes': int(environment['LMJAX_PROCESSES']),
-      'process': None if process is None else int(process),
+      'processes': number('LMJAX_PROCESSES'),
+      'process': number('JOB_COMPLETION_INDEX') if 'JOB_COMPLETION_INDEX' in environment else None,
     }
   return {}
+
+
+def _whole(name: str, text: str) -> int:
+  """The number that the environment variable `name` holds."""
+  if not re.fullmatch('[0-9]+', text):
+    raise UserError(f'{name}={text}: expected a whole number, set it so or take it away')
+  return int(text)
+
+
+def _host_and_port(name: str, address: str) -> tuple[str, int]:
+  """Both parts of an address that the setting `name` gives."""
+  found = re.fullmatch(r'(.+):([0-9]{1,5})', address)
+  if not found or not 0 < int(found[2]) < 1 << 16:
+    raise UserError(
+      f'{name}={address}: expected HOST:PORT, such as node7:1234, with a port up to 65535'
+    )
+  return found[1], int(found[2])
 
 
 def first_node(nodes: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AbstractMesh, AxisType
 
 from lmjax.core.config import Config, fields, leaf
@@ -60,6 +61,8 @@ class Mesh(Config):
 
   def over(self, devices: Sequence[Any]) -> jax.sharding.Mesh:
     """A mesh over exactly these devices, those of one host next to each other."""
+    if len(devices) > 1 and devices[0].platform == 'cpu':
+      _keep_no_programs()
     grid = np.asarray(devices).reshape([self.sizes[axis] for axis in _QUIETEST_FIRST])
     grid = grid.transpose([_QUIETEST_FIRST.index(axis) for axis in AXES])
     return jax.sharding.Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
@@ -71,6 +74,17 @@ class Mesh(Config):
   def __str__(self) -> str:
     used = [f'{axis}={size}' for axis, size in self.sizes.items() if size > 1]
     return ' x '.join(used) or 'of one device'
+
+
+def _keep_no_programs() -> None:
+  """Has JAX read no more programs back from its cache of compiled ones.
+
+  For several CPU devices one that was read back runs its collectives in another order than one just
+  compiled (jaxlib 0.10.2): processes end on messages of a wrong size, threads wait for each other.
+  """
+  if jax.config.jax_enable_compilation_cache:  # type: ignore[attr-defined]
+    jax.config.update('jax_enable_compilation_cache', False)
+    compilation_cache.reset_cache()  # JAX looks at the setting once
 
 
 def _virtual(device: Any, count: int) -> str:

@@ -19,9 +19,10 @@ from typing import Any, NamedTuple, NoReturn
 
 from lmjax.core.errors import UserError
 
-EXIT_USER, EXIT_OTHER, EXIT_SAVED = 2, 1, 75
+EXIT_USER, EXIT_OTHER = 2, 1
 _HELLO_SECONDS = 5.0  # for a line of a process that is there
 _NEWS_SECONDS = 5.0  # for the word of another's end to go round
+_BEATS = 4  # signs of life within the silence that is allowed
 _LAST_SECONDS = 3600.0  # in which process 0 finishes the report while the others wait
 _LOOPBACK = ('localhost', '127.', '::1', '[::1]')
 
@@ -59,6 +60,7 @@ class Roll:
     self.place, self.hosts = place, hosts
     self._lines, self._done = lines, {place.process: False} | dict.fromkeys(lines, False)
     self._all_done, self._lock = threading.Event(), threading.RLock()
+    self._silence, self._heard = silence, dict.fromkeys(lines, time.monotonic())
     for line in lines.values():
       line.keep_alive(silence)
     threading.Thread(target=self._watch, name='roll', daemon=True).start()
@@ -119,11 +121,31 @@ class Roll:
     with selectors.DefaultSelector() as selector:
       for process, line in self._lines.items():
         selector.register(line.socket, selectors.EVENT_READ, process)
+      beat = self._silence / _BEATS
+      due = time.monotonic()
       while selector.get_map():
-        for key, _ in selector.select():
-          with self._lock:
+        ready = selector.select(max(0.0, due - time.monotonic()))
+        with self._lock:
+          for key, _ in ready:
             if not self._hear(key.data):
               selector.unregister(key.fileobj)
+          if time.monotonic() >= due:
+            due = time.monotonic() + beat
+            self._beat(due - self._silence - beat)
+
+  def _beat(self, before: float) -> None:
+    """Tells the others that this process is alive, and ends where one was last heard `before`.
+
+    A connection alone does not tell: the kernel of a process that is stopped answers for it.
+    """
+    for process, line in self._lines.items():
+      if not self._done[process] and self._heard[process] < before:
+        self._spread(
+          EXIT_OTHER,
+          f'process {process} on {self.hosts[process]} was silent for {self._silence:g} s: it is '
+          'stopped or stuck, or its host is; --hosts.silence=SECONDS waits longer',
+        )
+      line.send({'alive': True})
 
   def _hear(self, process: int) -> bool:
     """Acts on what `process` has sent; whether there may be more."""
@@ -135,9 +157,11 @@ class Roll:
           where = f'process {process} on {self.hosts[process]}'
           self._spread(EXIT_OTHER, f'{where} ended without a word: its own output may say why')
         return False
-      if 'done' not in news:
+      self._heard[process] = time.monotonic()
+      if 'code' in news:
         self._spread(news['code'], news['said'])
-      self._finish(process)
+      if 'done' in news:
+        self._finish(process)
       if not line.has_more:
         return True
 

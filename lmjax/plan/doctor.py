@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from lmjax.core.assets import cache_folder
 from lmjax.core.config import leaf, part
+from lmjax.core.errors import UserError
 from lmjax.core.task import Report, Task
 from lmjax.parallel import hosts
 from lmjax.parallel.hosts import Hosts
@@ -53,6 +54,13 @@ class Doctor(Task):
   deadline: float = leaf(
     120.0, 'Seconds after which a check that does not end has failed.', above=0
   )
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    if '://' in self.folder:
+      raise UserError(
+        f'folder={self.folder}: only folders are checked here, no object stores: pass a folder'
+      )
 
   def connect(self) -> int:
     # Without the settings: that the processes differ is for a check to say.

@@ -246,8 +246,9 @@ def _compiled(case: Case) -> tuple[Any, list[dict[str, Any]]]:
 
 
 def _error(found: Params, expected: Params) -> float:
+  """The largest of any tensor; NaN if there is one anywhere, which Python's `max` would pass over."""
   pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
-  return max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs)
+  return float(np.max([np.abs(a - b).max() / np.abs(b).max() for a, b in pairs]))
 
 
 class ParallelSmoke(Task):
@@ -269,9 +270,11 @@ class ParallelSmoke(Task):
   kind: Literal['dense', 'moe'] = leaf('moe', 'Which small model.')
 
   def run(self, workdir: Path) -> Report:
-    """Prints a line for each mesh; fails with a UserError when a gradient differs."""
+    """Prints a line for each mesh; the last one, and `equal` of the report, say if all agree."""
     del workdir
     meshes = [_parse_mesh(text) for text in self.meshes]
+    for mesh in meshes:
+      sharding.check_mesh(mesh.sizes, small_model(self.kind), _ROWS, _LENGTH)
     if jax.config.jax_num_cpu_devices < self.devices:  # type: ignore[attr-defined]
       _split_cpu(self.devices)
     rows = []
@@ -293,10 +296,11 @@ class ParallelSmoke(Task):
           'collectives': found.collectives,
         }
       )
-    worst = max(row['max_gradient_error'] for row in rows)
+    worst = float(np.max([row['max_gradient_error'] for row in rows]))
     verdict = 'equal' if worst <= TOLERANCE else 'NOT equal'
     print(f'{verdict} to one device: largest error {worst:.1e}, allowed {TOLERANCE:.0e}')
-    return {'kind': self.kind, 'tolerance': TOLERANCE, 'equal': worst <= TOLERANCE, 'meshes': rows}
+    equal = worst <= TOLERANCE
+    return {'kind': self.kind, 'tolerance': TOLERANCE, 'equal': equal, 'ok': equal, 'meshes': rows}
 
 
 def _parse_mesh(text: str) -> Mesh:
@@ -306,6 +310,8 @@ def _parse_mesh(text: str) -> Mesh:
       f'meshes={text}: expected AXIS=SIZE:AXIS=SIZE with axes of {", ".join(AXES)}, '
       'such as fsdp=2:tensor=4'
     )
+  if len({axis for axis, _, _ in pairs}) < len(pairs):
+    raise UserError(f'meshes={text} has an axis twice: pass each once, with its whole size')
   return Mesh(**{axis: int(size) for axis, _, size in pairs})
 
 

@@ -6,9 +6,9 @@ import sys
 import threading
 from types import TracebackType
 
+from lmjax.core.task import EXIT_AGAIN
 from lmjax.parallel import hosts
 
-EXIT_SAVED = 75  # EX_TEMPFAIL: launch files start the job again on it
 EXIT_AT_ONCE = 1
 _SAVED_SECONDS = 3600.0  # in which the slowest process has saved
 
@@ -75,7 +75,7 @@ class Guard:
     if any(hosts.share('signals', 'stop' if stop else '', _SAVED_SECONDS)):
       if hosts.is_leader():
         _say(saved)
-      sys.exit(EXIT_SAVED)
+      sys.exit(EXIT_AGAIN)
 
   def _watch(self) -> None:
     while numbers := os.read(self._signals, 1):
@@ -90,7 +90,7 @@ class Guard:
     self.stop_requested = True
     if not self._deferred:
       _say(f'{name}: nothing to save here, exiting; run the same command to go on')
-      hosts.end(EXIT_SAVED, f'{name} with nothing to save')
+      hosts.end(EXIT_AGAIN, f'{name} with nothing to save')
     _say(f'{name}: saving after this step; once more exits at once')
 
 

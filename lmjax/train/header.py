@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 
 from lmjax.core import storage, tree
 from lmjax.core.clock import duration_text, peak_flops
@@ -55,12 +54,13 @@ def expert_padding(job: 'Job') -> int:
   if jax.default_backend() != 'cpu':
     return 0
   rows = _rows(job) * (task.length // sizes['context']) * model.moe.top_k
-  there, back = (
-    padding_bytes(rows, model.width, itemsize, sizes['expert'])
-    for itemsize in (jnp.dtype(model.dtype).itemsize, 4)
-  )
-  # There and back in the forward pass, and their gradients.
-  return 2 * (there + back) * task.accumulate * model.layers // sizes['pipe']
+  one = padding_bytes(rows, model.width, 4, sizes['expert'])  # XLA:CPU sends bf16 as f32
+  # There and back in the forward pass, where that is done again, and their gradients.
+  exchanges = (4 if model.remat == 'none' else 6) * task.accumulate * model.layers // sizes['pipe']
+  plan = _plan(job)
+  if plan is None:
+    return one * exchanges
+  return one * exchanges * plan.ticks // (plan.microbatches * plan.rounds)  # idle stages send too
 
 
 def pipeline_report(job: 'Job') -> dict[str, Any] | None:

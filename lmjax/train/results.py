@@ -96,7 +96,7 @@ def conclude(job: 'Job', state: TrainState, step: int) -> Report:
     'baseline_bits_per_byte': base,
     'rows': _total_rows(job.shards),
     'data': [shards.sha256 for shards in job.shards],
-    'checkpoint': {'path': str(job.workdir / 'checkpoints' / str(step)), 'step': step},
+    'checkpoint': {'path': str(origin(job.workdir) / 'checkpoints' / str(step)), 'step': step},
     'parameters_sha256': sha256,
     'samples': samples,
     'pipeline': pipeline_report(job),

@@ -29,6 +29,14 @@ def test_an_address_on_a_store_has_a_mirror_of_its_own_and_is_its_origin(tmp_pat
   assert storage.is_remote(storage.origin(one) / 'checkpoints')
 
 
+def test_a_mirror_that_is_in_use_keeps_its_address_as_it_is(tmp_path, monkeypatch):
+  monkeypatch.setenv('LMJAX_CACHE', str(tmp_path))
+  file = storage.mirror('s3://a/run') / '.remote'
+  before = file.stat().st_mtime_ns
+  assert storage.mirror('s3://a/run') == file.parent
+  assert (file.stat().st_mtime_ns, file.read_text()) == (before, 's3://a/run')
+
+
 def test_another_kind_of_address_is_refused():
   with pytest.raises(
     UserError, match='ftp:// is not known: pass a folder, s3://, gs:// or file://'

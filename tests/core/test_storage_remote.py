@@ -1,5 +1,8 @@
 """Workdirs on s3://, against a local server: held by one, fetched, copied up."""
 
+import threading
+import time
+
 import fsspec
 import pytest
 from object_store import in_bucket, s3_server, write
@@ -20,14 +23,17 @@ def test_a_workdir_on_s3_that_another_holds_is_refused(tmp_path, monkeypatch):
   owner = lambda host, process, age: (
     f'{{"host": "{host}", "process": {process}, "renewed": {storage.time.time() - age}}}'.encode()
   )
+  monkeypatch.setattr(storage, '_WATCH_SECONDS', 4.0)
   write('held/owner.json', owner('other', 7, 5))
-  with (
-    pytest.raises(
-      UserError, match=r'in use by process 7 of other, .*delete s3://bucket/held/owner'
-    ),
-    storage.mirrored(mirror),
-  ):
-    pass
+  renewal = threading.Timer(1.0, lambda: write('held/owner.json', owner('other', 7, 0)))
+  renewal.start()
+  told = 'in use by process 7 of other: stop it or pass another --workdir'
+  with pytest.raises(UserError, match=told), storage.mirrored(mirror):
+    raise AssertionError('never entered')
+  renewal.join()
+  assert in_bucket('held') == ['owner.json']
+  with storage.mirrored(mirror):  # it renews no more
+    assert in_bucket('held') == ['owner.json']
   write('held/owner.json', owner('other', 7, 500))
   with storage.mirrored(mirror):
     assert in_bucket('held') == ['owner.json']
@@ -56,6 +62,18 @@ def test_a_mirror_becomes_what_the_bucket_holds_and_sends_what_has_changed(tmp_p
     written = system.info('bucket/sent/kept.json')['LastModified']
   assert system.info('bucket/sent/kept.json')['LastModified'] == written
   assert in_bucket('sent') == ['below/changed', 'checkpoints/1/large', 'kept.json']
+
+
+def test_what_has_changed_is_sent_whatever_the_clock_of_the_file_system(tmp_path, monkeypatch):
+  monkeypatch.setenv('LMJAX_CACHE', str(tmp_path))
+  mirror = storage.mirror('s3://bucket/clocks')
+  with storage.mirrored(mirror):
+    with monkeypatch.context() as ahead:
+      now = time.time_ns
+      ahead.setattr(time, 'time_ns', lambda: now() + 60 * 10**9)
+      storage.sync(mirror)
+    (mirror / 'report.json').write_text('{}')
+  assert in_bucket('clocks') == ['report.json']
 
 
 @pytest.mark.parametrize(

@@ -125,3 +125,21 @@ def test_parallel_smoke_reports_each_mesh(tmp_path, capsys):
 def test_a_mesh_that_is_none_is_refused(tmp_path, mesh):
   with pytest.raises(UserError, match='expected AXIS=SIZE:AXIS=SIZE with axes of data'):
     ParallelSmoke(meshes=(mesh,)).run(tmp_path)
+
+
+def test_an_axis_that_is_given_twice_is_refused(tmp_path):
+  with pytest.raises(UserError, match='data=4:data=2 has an axis twice'):
+    ParallelSmoke(meshes=('data=4:data=2',)).run(tmp_path)
+
+
+def test_a_mesh_that_does_not_divide_is_refused_before_another_is_compiled(tmp_path, capsys):
+  with pytest.raises(UserError, match='layers=2 does not divide over 3 stages'):
+    ParallelSmoke(meshes=('data=2', 'pipe=3')).run(tmp_path)
+  assert not capsys.readouterr().out
+
+
+def test_a_gradient_that_is_no_number_is_an_error_wherever_it_stands():
+  ones = [np.ones(2), np.ones(2)]
+  for place in range(2):
+    found = [np.full(2, np.nan) if i == place else one for i, one in enumerate(ones)]
+    assert not equality._error(found, ones) <= TOLERANCE  # type: ignore[arg-type]

@@ -28,13 +28,15 @@ from lmjax.parallel.rollcall import Place, answer, call
 port, processes, process, seconds, then = sys.argv[1:]
 place = Place('127.0.0.1', int(port), int(processes), int(process))
 try:
-  roll = (answer if place.process else call)(place, float(seconds), 60.0)
+  roll = (answer if place.process else call)(place, float(seconds), float(os.environ.get('SILENCE', 60)))
 except UserError as error:
   print(error)
   sys.exit(2)
 print(f'all {len(roll.hosts)} are here', flush=True)
 if then == 'die':
   os.kill(os.getpid(), signal.SIGKILL)
+if then == 'freeze':
+  os.kill(os.getpid(), signal.SIGSTOP)
 if then == 'fail':
   roll.fail(UserError('the disk is full'))
 if then == 'save':
@@ -152,6 +154,10 @@ def test_the_first_node_of_a_list_is_the_coordinator(nodes, first):
     ({'coordinator': 'a:1'}, {}, 'pass --hosts.processes and --hosts.process too, or none'),
     ({}, {**OPEN_MPI, 'OMPI_MCA_orte_hnp_uri': ''}, 'Open MPI: pass --hosts.coordinator too'),
     ({}, {**KUBERNETES, 'JOB_COMPLETION_INDEX': '8'}, 'process 8 is not one of 8 processes'),
+    ({}, {**KUBERNETES, 'JOB_COMPLETION_INDEX': ''}, 'JOB_COMPLETION_INDEX=: expected a whole num'),
+    ({}, {**KUBERNETES, 'LMJAX_PROCESSES': 'two'}, 'LMJAX_PROCESSES=two: expected a whole number'),
+    ({}, {**KUBERNETES, 'LMJAX_COORDINATOR': 'a'}, 'LMJAX_COORDINATOR=a: expected HOST:PORT'),
+    ({}, {**KUBERNETES, 'LMJAX_COORDINATOR': 'a:65536'}, 'a:65536: expected .* a port up to 65535'),
     (
       {'coordinator': 'localhost:1'},
       SLURM,
@@ -169,6 +175,8 @@ def test_what_contradicts_or_does_not_suffice_is_refused(flags, environment, sen
   [
     ({'process': 4, 'processes': 4}, 'process=4 is not one of processes=4, .*: pass 0 to 3'),
     ({'coordinator': 'node7'}, 'coordinator=node7: expected HOST:PORT, such as node7:1234'),
+    ({'coordinator': 'node7:99999'}, 'coordinator=node7:99999: .* with a port up to 65535'),
+    ({'coordinator': 'node7:0'}, 'coordinator=node7:0: expected HOST:PORT'),
   ],
 )
 def test_flags_are_checked_at_construction(flags, sentence):
@@ -272,6 +280,20 @@ def test_a_process_that_is_killed_ends_the_others(start, dying):
     assert code == 1
     assert f'lmjax: process {number}: process {dying} on ' in said
     assert 'ended without a word: its own output may say why' in said
+
+
+@pytest.mark.parametrize('frozen', [0, 1])
+def test_a_process_that_is_stopped_is_named_and_ends_the_others(start, monkeypatch, frozen):
+  monkeypatch.setenv('SILENCE', '2')
+  processes = [
+    start(ROLL, 3, number, 30, 'freeze' if number == frozen else '') for number in range(3)
+  ]
+  others = [process for number, process in enumerate(processes) if number != frozen]
+  for code, said in map(ended, others):
+    assert code == 1
+    assert f'process {frozen} on ' in said
+    assert 'was silent for 2 s: it is stopped or stuck' in said
+  processes[frozen].kill()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 
+import jax
 import numpy as np
 import pytest
 
@@ -127,6 +128,16 @@ def test_a_row_is_cut_in_two_pieces_a_device_of_the_context_axis():
     check_mesh(Mesh(context=3).sizes, MODEL, 64, 128)
 
 
+def test_a_row_that_is_not_cut_may_be_of_any_length():
+  check_mesh(Mesh().sizes, MODEL, 64, 127)
+  check_mesh(Mesh(data=2, tensor=2).sizes, MODEL, 64, 1)
+
+
 def test_what_divides_passes():
   check_divides(Mesh(data=2, fsdp=4).sizes, 'batch', 24, 'batch')
   check_divides(Mesh(data=2).sizes, 'model.width', 7, 'embed')
+
+
+def test_programs_for_several_cpu_devices_are_not_kept():
+  Mesh(data=2).build()
+  assert not jax.config.jax_enable_compilation_cache

@@ -69,6 +69,13 @@ def cache(tmp_path, monkeypatch):
   monkeypatch.setenv('LMJAX_CACHE', str(tmp_path / 'cache'))
 
 
+def test_an_object_store_is_not_taken_for_a_folder(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  assert start(tmp_path / 'run', '--folder=s3://bucket/run') == 2
+  assert '--folder=s3://bucket/run: only folders are checked' in capsys.readouterr().err
+  assert not list(tmp_path.iterdir())
+
+
 def test_one_machine_is_well_and_gets_a_line_a_check(tmp_path, capsys):
   assert start(tmp_path / 'run', '--expected_devices=8', '--expected_per_host=8') == 0
   report = read(tmp_path / 'run')

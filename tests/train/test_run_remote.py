@@ -42,5 +42,6 @@ def test_a_killed_run_on_s3_goes_on_from_the_bucket_alone(tmp_path, monkeypatch)
     fsspec.filesystem('s3').cat_file('bucket/run/report.json')
     == (mirror / 'report.json').read_bytes()
   )
+  assert run.report['checkpoint']['path'] == f'{address}/checkpoints/30'
   monkeypatch.syspath_prepend(HERE)
   assert load(address).step == load(f'{address}/checkpoints/30').step == 30

@@ -2,8 +2,8 @@
 
   python tools/launch/local.py --processes=4 -- --experiment=posts_tiny --mesh.data=4
 
-Lines of all but process 0 begin with their number; SIGTERM and Ctrl-C go to all. Exits with 75 when
-all have saved, else as the first that failed, half a minute later at most.
+Lines of all but process 0 begin with their number; SIGTERM, Ctrl-C and a closed terminal reach all.
+Exits with 75 when all have saved, else as the first that failed, half a minute later at most.
 """
 
 import argparse
@@ -35,9 +35,8 @@ def start(number: int, count: int, port: int, devices: int, flags: list[str]) ->
 
 
 def show(process: subprocess.Popen, number: int) -> None:
-  for line in process.stdout or ():
-    if line.strip():
-      print(f'[{number}] {line.decode(errors="replace")}', end='', flush=True)
+  for line in filter(bytes.strip, process.stdout or ()):
+    print(f'[{number}] {line.decode(errors="replace")}', end='', flush=True)
 
 
 def wait(left: list[subprocess.Popen]) -> list[int]:
@@ -49,8 +48,7 @@ def wait(left: list[subprocess.Popen]) -> list[int]:
         left.remove(process)
         codes.append(code if code >= 0 else 128 - code)
         deadline = min(deadline, time.monotonic() + PATIENCE) if code else deadline
-    for process in left if time.monotonic() > deadline else ():
-      process.kill()
+    _ = [process.kill() for process in left if time.monotonic() > deadline]
     time.sleep(0.05)
   return codes
 
@@ -66,8 +64,10 @@ def main() -> int:
   with socket.create_server(('127.0.0.1', 0)) as free:
     port = free.getsockname()[1]
   left: list[subprocess.Popen] = []
-  for kind in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(kind, lambda kind, _: [process.send_signal(kind) for process in left])
+  tell = lambda kind, _: [one.send_signal(max(kind, signal.SIGINT)) for one in left]  # HUP as INT
+  ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # under nohup
+  for kind in (signal.SIGTERM, signal.SIGINT, *(() if ignored else (signal.SIGHUP,))):
+    signal.signal(kind, tell)
   for number in range(given.processes):
     left.append(start(number, given.processes, port, given.devices, given.flags))
     threading.Thread(target=show, args=(left[-1], number)).start()
