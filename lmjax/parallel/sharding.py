@@ -157,8 +157,9 @@ def check_divides(sizes: Mapping[str, int], name: str, value: int, dim: str) -> 
     near = f'{below} and {above}' if below else f'{above}'
     divisors = [n for n in range(1, value + 1) if value % n == 0]
     fewer, more = max(n for n in divisors if n < ways), [n for n in divisors if n > ways][:1]
-    instead = ' or '.join(map(str, [fewer, *more]))
+    instead = ' or '.join(map(str, [*([fewer] if fewer > 1 else []), *more]))
+    also = f'split it {instead} ways' if instead else 'leave it whole'
     raise UserError(
       f'{name}={value} does not divide over {split} ({ways} ways): the nearest that do are {near}; '
-      f'or split it {instead} ways'
+      f'or {also}'
     )

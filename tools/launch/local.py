@@ -26,21 +26,23 @@ class Parser(argparse.ArgumentParser):
 
 def start(number: int, count: int, port: int, devices: int, flags: list[str]) -> subprocess.Popen:
   """Process `number` of `count`; in a session of its own, so that Ctrl-C reaches it once."""
-  split = f' --xla_force_host_platform_device_count={devices}' if devices else ''
+  split = f' --xla_force_host_platform_device_count={devices}' * bool(devices)
   env = os.environ | {'XLA_FLAGS': os.environ.get('XLA_FLAGS', '') + split}
   where = [f'--hosts.coordinator=127.0.0.1:{port}', f'--hosts.processes={count}']
   command = [sys.executable, '-m', 'lmjax.main', *flags, *where, f'--hosts.process={number}']
-  pipe, both = (subprocess.PIPE, subprocess.STDOUT) if number else (None, None)
+  pipe = subprocess.PIPE if number or not sys.stdout.isatty() else None  # so that no lines mix
+  both = subprocess.STDOUT if number else None
   return subprocess.Popen(command, env=env, start_new_session=True, stdout=pipe, stderr=both)
 
 
 def show(process: subprocess.Popen, number: int) -> None:
-  for line in filter(bytes.strip, process.stdout or ()):
-    print(f'[{number}] {line.decode(errors="replace")}', end='', flush=True)
+  for line in process.stdout or ():
+    if line.strip() or not number:
+      print(f'[{number}] ' * bool(number) + line.decode(errors='replace'), end='', flush=True)
 
 
-def wait(left: list[subprocess.Popen]) -> list[int]:
-  """Exit codes as they come, the killed before who heard of it; kills what outlives a failure."""
+def wait(left: list[subprocess.Popen]) -> int:
+  """The exit code of all, of the killed before who heard of it; kills what outlives a failure."""
   codes, deadline = [], float('inf')
   while left:
     for process in sorted(left, key=lambda one: one.poll() or 0):
@@ -50,7 +52,7 @@ def wait(left: list[subprocess.Popen]) -> list[int]:
         deadline = min(deadline, time.monotonic() + PATIENCE) if code else deadline
     _ = [process.kill() for process in left if time.monotonic() > deadline]
     time.sleep(0.05)
-  return codes
+  return next((code for code in codes if code not in (0, AGAIN)), max(codes))
 
 
 def main() -> int:
@@ -61,18 +63,16 @@ def main() -> int:
   given = parser.parse_args()
   if given.processes < 1 or given.devices < 0:
     parser.error('--processes=1 or more and --devices=0 (as they are) or more are allowed')
-  with socket.create_server(('127.0.0.1', 0)) as free:
-    port = free.getsockname()[1]
+  port = socket.create_server(('127.0.0.1', 0)).getsockname()[1]
   left: list[subprocess.Popen] = []
   tell = lambda kind, _: [one.send_signal(max(kind, signal.SIGINT)) for one in left]  # HUP as INT
-  ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # under nohup
-  for kind in (signal.SIGTERM, signal.SIGINT, *(() if ignored else (signal.SIGHUP,))):
-    signal.signal(kind, tell)
+  for kind in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(kind) != signal.SIG_IGN:  # as SIGHUP is under nohup
+      signal.signal(kind, tell)
   for number in range(given.processes):
     left.append(start(number, given.processes, port, given.devices, given.flags))
     threading.Thread(target=show, args=(left[-1], number)).start()
-  codes = wait(left)
-  return next((code for code in codes if code not in (0, AGAIN)), max(codes))
+  return wait(left)
 
 
 if __name__ == '__main__':
