@@ -1,0 +1,149 @@
+"""A run's own train step, compiled for GPUs that are not here, in a process of its own.
+
+    python -m lmjax.plan.compile FOLDER    reads FOLDER/request.json, writes program.hlo, program.json
+
+What XLA prints while it compiles is only on the error stream of that process, so it is kept beside
+the program: an involuntary full rematerialization is told nowhere else.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lmjax.core import config, registry
+from lmjax.core.errors import UserError
+from lmjax.core.task import write_json
+
+_TIMEOUT = 1800.0  # seconds for one compilation
+_REQUEST, _PROGRAM, _TEXT, _SAID = 'request.json', 'program.json', 'program.hlo', 'stderr.txt'
+
+
+class Program(NamedTuple):
+  """A compiled train step.
+
+  Attributes:
+    text: the optimised, scheduled module.
+    warnings: lines that XLA printed about how it partitions.
+    mesh: size of each axis.
+    places: number of the device at each place of the mesh; devices of a host follow each other.
+    argument_bytes, output_bytes, alias_bytes, temporary_bytes, peak_bytes: of one device; alias is
+      what outputs take over from arguments (donation).
+    seconds: that tracing, lowering and compiling took.
+  """
+
+  text: str
+  warnings: list[str]
+  mesh: dict[str, int]
+  places: list[int]
+  argument_bytes: int
+  output_bytes: int
+  alias_bytes: int
+  temporary_bytes: int
+  peak_bytes: int
+  seconds: float
+
+
+def compile_step(experiment: str, task: config.Config, accelerator: str, folder: Path) -> Program:
+  """Compiles the train step of `task` for the devices of its mesh; files go to `folder`.
+
+  Raises:
+    UserError: the task cannot be compiled so, in the words of the process that tried.
+  """
+  request = {'experiment': experiment, 'config': config.to_json(task), 'accelerator': accelerator}
+  write_json(folder / _REQUEST, request)
+  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
+  with (folder / _SAID).open('wb') as said:
+    ended = subprocess.run(
+      [sys.executable, '-m', 'lmjax.plan.compile', str(folder)],
+      stderr=said,
+      env=environment,
+      timeout=_TIMEOUT,
+      check=False,
+    )
+  lines = (folder / _SAID).read_text(errors='replace').splitlines()
+  if ended.returncode:
+    raise UserError(lines[-1].removeprefix('lmjax: ') if lines else 'the compiler was killed')
+  found = json.loads((folder / _PROGRAM).read_text())
+  text = (folder / _TEXT).read_text()
+  return Program(text=text, warnings=[line for line in lines if _is_warning(line)], **found)
+
+
+def _is_warning(line: str) -> bool:
+  return 'rematerialization' in line or 'SPMD' in line
+
+
+def _compile(request: dict[str, Any], folder: Path) -> None:
+  """What the process of its own does."""
+  from lmjax.parallel import topology
+  from lmjax.parallel.accelerator import PRESETS
+  from lmjax.train.pretrain import Pretrain
+
+  task = config.from_json(registry.find(request['experiment']), request['config'])
+  assert isinstance(task, Pretrain)
+  devices = task.mesh.devices
+  per_host = min(devices, 8)
+  described = topology.describe(request['accelerator'], -(-devices // per_host), per_host)
+  mesh = task.mesh.over(described.devices[:devices])
+  started = time.monotonic()
+  options = PRESETS[request['accelerator']].compiler_options
+  compiled = topology.compile_there(_lower(task, mesh), options)
+  seconds = time.monotonic() - started
+  memory: Any = compiled.memory_analysis()
+  (folder / _TEXT).write_text(compiled.as_text() or '')
+  write_json(
+    folder / _PROGRAM,
+    {
+      'mesh': task.mesh.sizes,
+      'places': [device.id for device in mesh.devices.flat],
+      'argument_bytes': memory.argument_size_in_bytes,
+      'output_bytes': memory.output_size_in_bytes,
+      'alias_bytes': memory.alias_size_in_bytes,
+      'temporary_bytes': memory.temp_size_in_bytes,
+      'peak_bytes': memory.peak_memory_in_bytes,
+      'seconds': seconds,
+    },
+  )
+
+
+def _lower(task: Any, mesh: Any) -> Any:
+  """The jitted step of a task on abstract arrays, as `train.job` compiles it."""
+  import jax
+  import jax.numpy as jnp
+
+  from lmjax.core.types import Batch
+  from lmjax.train.state import abstract_state, batch_sharding
+  from lmjax.train.step import make_step
+
+  tokenizer_vocab = task.model.vocab or task.text.vocab
+  model = task.model.with_vocab(tokenizer_vocab)
+  tx = task.optimizer.build(model.dims(), task.steps)
+  state = abstract_state(model, tx, mesh)
+  layout = jax.tree.map(lambda x: x.sharding, state)
+  array = lambda dtype: jax.ShapeDtypeStruct(
+    (task.batch, task.length), dtype, sharding=batch_sharding(mesh)
+  )
+  whole: Any = array(jnp.int32)
+  weights: Any = array(jnp.float32)
+  batch = Batch(whole, whole, weights, whole, whole)
+  step = make_step(task.objective, model, tx, task.accumulate)
+  jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, None))
+  with jax.set_mesh(mesh):  # only now: an array made under it would be put on a device that is not
+    return jitted.trace(state, batch).lower(lowering_platforms=('cuda',))
+
+
+def main(folder: Path) -> int:
+  """Compiles what the request in `folder` asks for; returns the exit code."""
+  try:
+    _compile(json.loads((folder / _REQUEST).read_text()), folder)
+  except UserError as error:
+    print(f'lmjax: {error}', file=sys.stderr)
+    return 2
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main(Path(sys.argv[1])))

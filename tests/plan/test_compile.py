@@ -1,0 +1,44 @@
+"""The train step of a run, compiled for eight H100s that are not here: what it holds and what it says."""
+
+import math
+
+import jax
+import pytest
+
+from lmjax.core import config, registry
+from lmjax.core.errors import UserError
+from lmjax.parallel.mesh import Mesh
+from lmjax.plan.compile import compile_step
+from lmjax.train.state import abstract_state
+
+MESHES = {'posts_tiny': Mesh(fsdp=4, tensor=2), 'posts_moe_tiny': Mesh(fsdp=4, expert=2)}
+
+
+def make_task(experiment: str, mesh: Mesh, **changes):
+  axes = {f'mesh.{axis}': size for axis, size in mesh.sizes.items()}
+  return config.override(registry.find(experiment), axes | changes)
+
+
+@pytest.mark.parametrize('experiment', MESHES)
+def test_a_step_holds_its_share_of_the_state_and_takes_it_over(experiment, tmp_path):
+  mesh = MESHES[experiment]
+  task = make_task(experiment, mesh)
+  program = compile_step(experiment, task, 'h100', tmp_path)
+  model = task.model.with_vocab(task.text.vocab)
+  state = abstract_state(model, task.optimizer.build(model.dims(), task.steps), mesh.build())
+  held = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+  state_bytes = sum(map(held, jax.tree.leaves(state)))
+  rows = task.batch * task.length // (mesh.fsdp * mesh.expert)
+  assert program.argument_bytes == pytest.approx(state_bytes + 5 * 4 * rows, rel=0.01)
+  assert program.alias_bytes == pytest.approx(state_bytes, rel=0.01)
+  assert program.peak_bytes > program.argument_bytes
+  assert program.warnings == []
+  assert program.mesh == mesh.sizes
+  assert sorted(program.places) == list(range(8))
+  assert '__gpu$xla.gpu.triton' in program.text
+
+
+def test_what_cannot_be_compiled_is_told_in_the_words_of_the_compiler(tmp_path):
+  task = make_task('posts_tiny', Mesh(fsdp=8), batch=16)
+  with pytest.raises(UserError, match="cannot describe accelerator 'h1000'"):
+    compile_step('posts_tiny', task, 'h1000', tmp_path)
