@@ -89,7 +89,7 @@ class Hosts(Config):
       place.address,
       place.processes,
       place.process,
-      local_device_ids=local_device_ids(os.environ, self.local_devices),
+      local_device_ids=local_device_ids(os.environ, self.local_devices or allotted(os.environ)),
       cluster_detection_method='deactivate',
       initialization_timeout=round(seconds),
       heartbeat_timeout_seconds=silence,
@@ -97,13 +97,10 @@ class Hosts(Config):
     )
 
   def _check_devices(self, place: Place) -> None:
-    seen = jax.local_device_count()
-    if self.local_devices not in (None, seen):
-      raise UserError(
-        f'process {place.process} sees {seen} {"device" if seen == 1 else "devices"}, '
-        f'--hosts.local_devices={self.local_devices} are expected: ask the launcher for that many a '
-        'process (Slurm: --gpus-per-node and not --gpus-per-task=1), and see CUDA_VISIBLE_DEVICES'
-      )
+    given = allotted(os.environ) if jax.default_backend() == 'gpu' else None
+    sentence = devices_sentence(place, jax.local_device_count(), self.local_devices, given)
+    if sentence:
+      raise UserError(sentence)
 
 
 class _State:
@@ -315,6 +312,41 @@ def local_device_ids(environment: Mapping[str, str], each: int | None) -> list[i
   if local is None or tasks.partition('(')[0] == '1' or (visible != [''] and len(visible) <= each):
     return None
   return list(range(int(local) * each, int(local) * each + each))
+
+
+def allotted(environment: Mapping[str, str]) -> int | None:
+  """The GPUs of this node that Slurm has given the job, for each process there; None: not said."""
+  get = environment.get
+  gpus, node = get('SLURM_GPUS_ON_NODE', ''), get('SLURM_NODEID', '')
+  if not (gpus.isdigit() and node.isdigit()):
+    return None
+  tasks = []
+  for count, times in re.findall(r'(\d+)(?:\(x(\d+)\))?', get('SLURM_STEP_TASKS_PER_NODE', '')):
+    tasks += [int(count)] * int(times or 1)
+  here = tasks[int(node)] if int(node) < len(tasks) else 0
+  return int(gpus) // here or None if here else None
+
+
+def devices_sentence(place: Place, seen: int, wanted: int | None, given: int | None) -> str | None:
+  """What is wrong where a process sees `seen` devices, or None.
+
+  Args:
+    wanted: by --hosts.local_devices.
+    given: GPUs that the scheduler gave it.
+  """
+  sees = f'process {place.process} sees {seen} {"device" if seen == 1 else "devices"}'
+  remedy = '(Slurm: --gpus-per-node and not --gpus-per-task=1), and see CUDA_VISIBLE_DEVICES'
+  if wanted not in (None, seen):
+    return (
+      f'{sees}, --hosts.local_devices={wanted} are expected: ask the launcher for that many a '
+      f'process {remedy}'
+    )
+  if wanted is None and given is not None and seen < given:
+    return (
+      f'{sees} of the {given} GPUs that Slurm gave it: ask for what it shall use {remedy}; '
+      f'--hosts.local_devices={seen} leaves the others idle'
+    )
+  return None
 
 
 def _check_same(settings: Mapping[str, Any]) -> None:
