@@ -26,7 +26,7 @@ from lmjax.models.moe import MoE, MoeMlp
 from lmjax.ops import attention_gpu, rope
 from lmjax.ops.dot import dot
 from lmjax.parallel.pipeline import Pipeline, run_stages
-from lmjax.parallel.sharding import axis_sizes, batch_ways, constrain
+from lmjax.parallel.sharding import axis_sizes, batch_ways, constrain, nearest_multiples
 
 Cache = dict[str, Any]
 
@@ -191,12 +191,12 @@ class Decoder(Config):
     unit = stages * rounds * self.pattern
     if self.layers % unit:
       shape = f'{stages} stages x {rounds} rounds x {self.pattern} windows'
-      near = [n for n in (self.layers // unit * unit, -(-self.layers // unit) * unit) if n]
-      fewer = [n for n in range(1, stages) if self.layers % (n * rounds * self.pattern) == 0]
-      also = f', or mesh.pipe={max(fewer)}' if fewer else ''
+      fit = [n for n in range(1, self.layers + 1) if self.layers % (n * rounds * self.pattern) == 0]
+      fewer, more = [n for n in fit if n < stages][-1:], [n for n in fit if n > stages][:1]
+      also = f', or mesh.pipe={" or ".join(map(str, fewer + more))}' if fit else ''
       raise UserError(
         f'model.layers={self.layers} does not divide over {shape}: '
-        f'the nearest that do are {" and ".join(map(str, near))}{also}'
+        f'{nearest_multiples(self.layers, unit)}{also}'
       )
     if self.layout == 'list':
       raise UserError(

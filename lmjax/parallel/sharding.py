@@ -119,10 +119,9 @@ def check_mesh(
     if accumulate == 1:
       raise
     ways = batch_ways(sizes)
-    unit = ways * accumulate
     raise UserError(
       f'batch={rows * accumulate} does not divide over accumulate={accumulate} x {ways} devices: '
-      f'pass a multiple of {unit}'
+      f'{nearest_multiples(rows * accumulate, ways * accumulate)}'
     ) from None
   for name, (value, dim) in model.dimension_sizes.items():
     check_divides(sizes, f'model.{name}', value, dim)
@@ -136,15 +135,19 @@ def _check_length(sizes: Mapping[str, int], length: int) -> None:
   ways = sizes['context']
   if ways == 1 or length % (2 * ways) == 0:
     return
-  unit = 2 * ways
-  near = [n for n in (length // unit * unit, -(-length // unit) * unit) if n]
   fewer = [n for n in range(1, length + 1) if length % (2 * n) == 0]
   closest = sorted(sorted(fewer, key=lambda n: abs(n - ways))[:2])
   also = f', or mesh.context={" or ".join(map(str, closest))}' if closest else ''
   raise UserError(
     f'length={length} does not divide over mesh.context={ways}, two pieces a device: '
-    f'the nearest that do are {" and ".join(map(str, near))}{also}'
+    f'{nearest_multiples(length, 2 * ways)}{also}'
   )
+
+
+def nearest_multiples(value: int, unit: int) -> str:
+  """Says which multiples of `unit` are next to `value`, which is none."""
+  below, above = value // unit * unit, -(-value // unit) * unit
+  return f'the nearest that do are {below} and {above}' if below else f'the nearest is {above}'
 
 
 def check_divides(sizes: Mapping[str, int], name: str, value: int, dim: str) -> None:
@@ -153,13 +156,12 @@ def check_divides(sizes: Mapping[str, int], name: str, value: int, dim: str) -> 
   ways = math.prod(sizes[axis] for axis in axes)
   if value % ways:
     split = ' x '.join(f'{axis}={sizes[axis]}' for axis in axes)
-    below, above = value // ways * ways, -(-value // ways) * ways
-    near = f'{below} and {above}' if below else f'{above}'
     divisors = [n for n in range(1, value + 1) if value % n == 0]
     fewer, more = max(n for n in divisors if n < ways), [n for n in divisors if n > ways][:1]
     instead = ' or '.join(map(str, [*([fewer] if fewer > 1 else []), *more]))
     also = f'split it {instead} ways' if instead else 'leave it whole'
     raise UserError(
-      f'{name}={value} does not divide over {split} ({ways} ways): the nearest that do are {near}; '
+      f'{name}={value} does not divide over {split} ({ways} ways): '
+      f'{nearest_multiples(value, ways)}; '
       f'or {also}'
     )

@@ -48,12 +48,14 @@ def test_a_batch_that_does_not_divide_names_the_nearest_that_do():
 
 
 def test_a_batch_smaller_than_the_mesh_names_the_least_that_does():
-  with pytest.raises(UserError, match='the nearest that do are 8; or split it 3 ways$'):
+  with pytest.raises(UserError, match='the nearest is 8; or split it 3 ways$'):
     check_mesh(Mesh(data=8).sizes, MODEL, 3, 64)
 
 
-def test_a_microbatch_that_does_not_divide_names_the_unit_of_the_batch():
-  message = r'batch=24 does not divide over accumulate=2 x 8 devices: pass a multiple of 16'
+def test_a_microbatch_that_does_not_divide_names_the_nearest_batches():
+  message = (
+    r'batch=24 does not divide over accumulate=2 x 8 devices: the nearest that do are 16 and 32$'
+  )
   with pytest.raises(UserError, match=message):
     check_mesh(Mesh(data=8).sizes, MODEL, 12, 64, accumulate=2)
 
@@ -64,7 +66,7 @@ def test_a_microbatch_that_does_not_divide_names_the_unit_of_the_batch():
     ({'fsdp': 32}, r'model\.width=48 .* fsdp=32 \(32 ways\): the nearest that do are 32 and 64'),
     (
       {'tensor': 8},
-      r'model\.kv_heads=4 .* tensor=8 \(8 ways\): the nearest that do are 8; or split it 4 ways',
+      r'model\.kv_heads=4 .* tensor=8 \(8 ways\): the nearest is 8; or split it 4 ways',
     ),
     ({'tensor': 64}, r'model\.vocab=96 .* the nearest that do are 64 and 128'),
   ],
@@ -89,7 +91,7 @@ def test_every_pair_of_axes_is_checked_together(axes):
     (
       {'pipe': 3},
       {},
-      r'layers=4 does not divide over 3 stages x 1 rounds x 1 windows: the nearest that do are 3 and 6, or mesh\.pipe=2',
+      r'layers=4 does not divide over 3 stages x 1 rounds x 1 windows: the nearest that do are 3 and 6, or mesh\.pipe=2 or 4$',
     ),
     ({'pipe': 2}, {'layout': 'list'}, 'pass --model.layout=scan'),
     (
