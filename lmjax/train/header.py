@@ -10,7 +10,7 @@ from lmjax.core.task import device
 from lmjax.parallel.expert import padding_bytes
 from lmjax.parallel.pipeline import Plan
 from lmjax.parallel.sharding import batch_ways
-from lmjax.train.equality import Case, is_certified
+from lmjax.train.equality import Case, how_certified
 
 if TYPE_CHECKING:
   from lmjax.train.job import Job
@@ -90,11 +90,17 @@ def _warnings(job: 'Job') -> list[str]:
   """A line where nobody has compared this way of splitting the work with one device."""
   model, task = job.model, job.task
   kind = 'dense' if model.moe is None else 'moe'
-  if is_certified(Case(task.mesh, kind, True, model.layout, task.accumulate)):
+  how = how_certified(Case(task.mesh, kind, True, model.layout, task.accumulate))
+  capacity = model.moe is not None and model.moe.capacity_factor is not None
+  if capacity and task.mesh.devices > 1:
+    how, kind = 'not', 'capacity-bound moe'
+  if how == 'itself':
     return []
+  parts = ' as a whole, only its axes in twos and threes' if how == 'in parts' else ''
   return [
     f'warning     mesh {task.mesh} with {kind} layers, layout={model.layout} and '
-    f'accumulate={task.accumulate} is not in docs/equality.md: compare some steps with another mesh'
+    f'accumulate={task.accumulate} is not in docs/equality.md{parts}: compare some steps with '
+    'another mesh'
   ]
 
 

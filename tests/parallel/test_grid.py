@@ -15,7 +15,7 @@ from lmjax.core.errors import UserError
 from lmjax.ops import moe
 from lmjax.parallel.mesh import AXES, Mesh
 from lmjax.train import equality
-from lmjax.train.equality import TOLERANCE, Case, ParallelSmoke, compare, grid, is_certified
+from lmjax.train.equality import TOLERANCE, Case, ParallelSmoke, compare, grid, how_certified
 
 COLLECTIVES = json.loads(Path(__file__).with_name('collectives.json').read_text())
 GRID = sorted(grid(), key=lambda case: str(case._replace(packed=True)))
@@ -59,8 +59,10 @@ def test_every_way_gives_what_one_device_gives(case):
 def test_thirty_are_fast_and_the_grid_has_every_axis_with_every_other():
   assert len(FAST) == 30
   assert len(GRID) >= 200
-  pairs = {case.axes for case in GRID if len(case.axes) == 2}
-  assert len(pairs) == 15
+  for count, combinations in ((1, 6), (2, 15), (3, 20)):
+    assert len({case.axes for case in GRID if len(case.axes) == count}) == combinations
+  ways = {case[1:] for case in GRID if case.axes == {'data', 'tensor'}}
+  assert len(ways) == 2**4  # dense or not, packed or not, scan or list, one microbatch or two
 
 
 def test_the_committed_table_is_of_this_grid():
@@ -73,14 +75,18 @@ def test_the_committed_table_is_of_this_grid():
 @pytest.mark.parametrize(
   ('axes', 'way', 'known'),
   [
-    ({}, ('dense', True, 'scan', 1), True),
-    ({'data': 16}, ('dense', True, 'list', 8), True),
-    ({'data': 10, 'fsdp': 16, 'expert': 8, 'tensor': 8}, ('moe', True, 'scan', 2), True),
-    ({'pipe': 2, 'fsdp': 2}, ('dense', True, 'list', 1), False),
+    ({}, ('dense', True, 'scan', 1), 'itself'),
+    ({'data': 16}, ('dense', True, 'list', 8), 'itself'),
+    ({'data': 16, 'fsdp': 8}, ('dense', True, 'list', 8), 'itself'),
+    ({'data': 16, 'fsdp': 8, 'tensor': 4}, ('moe', True, 'scan', 1), 'itself'),
+    ({'data': 16, 'fsdp': 8, 'tensor': 4}, ('moe', True, 'scan', 2), 'in parts'),
+    ({'data': 10, 'fsdp': 16, 'expert': 8, 'tensor': 8}, ('moe', True, 'scan', 1), 'in parts'),
+    ({'pipe': 2}, ('dense', True, 'list', 1), 'not'),
+    ({'pipe': 2, 'fsdp': 2}, ('dense', True, 'list', 1), 'not'),
   ],
 )
 def test_a_way_is_certified_whatever_the_sizes_of_its_axes(axes, way, known):
-  assert is_certified(Case(Mesh(**axes), *way)) == known
+  assert how_certified(Case(Mesh(**axes), *way)) == known
 
 
 @pytest.mark.parametrize('packed', [False, True])
