@@ -124,6 +124,12 @@ def index() -> int:
   return _state.roll.place.process if _state.roll else 0
 
 
+def machines() -> list[int]:
+  """Of every process, the first process on its machine."""
+  names = _state.roll.hosts if _state.roll else ['']
+  return [names.index(name) for name in names]
+
+
 def is_leader() -> bool:
   """Whether this process prints and writes what a run writes once."""
   return index() == 0

@@ -15,6 +15,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 from lmjax.core.config import Config, fields, leaf
 from lmjax.core.errors import UserError
+from lmjax.parallel import hosts
 
 AXES = ('data', 'fsdp', 'expert', 'context', 'tensor', 'pipe')
 # Devices in order, those of one host next to each other, are dealt to the last axis first: tensor
@@ -44,7 +45,7 @@ class Mesh(Config):
 
   def build(self) -> jax.sharding.Mesh:
     """A mesh over this machine's devices; UserError where there are too few."""
-    here = jax.devices()
+    here = by_machine(jax.devices(), hosts.machines())
     if self.devices > len(here):
       raise UserError(
         f'mesh {self} needs {self.devices} devices, here are {len(here)}: '
@@ -74,6 +75,17 @@ class Mesh(Config):
   def __str__(self) -> str:
     used = [f'{axis}={size}' for axis, size in self.sizes.items() if size > 1]
     return ' x '.join(used) or 'of one device'
+
+
+def by_machine(devices: Sequence[Any], machines: Sequence[int]) -> list[Any]:
+  """Devices with those of one machine next to each other, in whatever order its processes came.
+
+  Open MPI with `--map-by node` and Slurm with `--distribution=cyclic` deal processes out in turn.
+
+  Args:
+    machines: of every process, see `hosts.machines`.
+  """
+  return sorted(devices, key=lambda one: (machines[one.process_index], one.process_index))
 
 
 def _keep_no_programs() -> None:

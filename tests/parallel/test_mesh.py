@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from lmjax.core.errors import UserError
 from lmjax.models.moe import MoE
 from lmjax.models.transformer import Decoder
-from lmjax.parallel.mesh import AXES, Mesh
+from lmjax.parallel.mesh import AXES, Mesh, by_machine
 from lmjax.parallel.pipeline import Pipeline
 from lmjax.parallel.sharding import check_divides, check_mesh
 
@@ -24,6 +25,24 @@ def test_the_chattiest_axes_stay_inside_a_host():
   np.testing.assert_array_equal(ids[0, 0, 0, 0, :, 0], [0, 1])
   np.testing.assert_array_equal(ids[0, 0, 0, 0, 0, :], [0, 2])
   np.testing.assert_array_equal(ids[:, 0, 0, 0, 0, 0], [0, 4])
+
+
+def test_shards_stay_inside_a_host_and_replicas_go_across():
+  """Hybrid sharding on two hosts of four, and one that splits experts and rows inside them."""
+  ids = np.vectorize(lambda device: device.id)
+  hybrid = ids(Mesh(data=2, fsdp=4).build().devices)
+  np.testing.assert_array_equal(hybrid.reshape(2, 4), [[0, 1, 2, 3], [4, 5, 6, 7]])
+  within = ids(Mesh(fsdp=2, expert=2, context=2).build().devices)
+  np.testing.assert_array_equal(within[0, :, 0, 0, 0, 0], [0, 4])
+  np.testing.assert_array_equal(within[0, 0, :, 0, 0, 0], [0, 2])
+  np.testing.assert_array_equal(within[0, 0, 0, :, 0, 0], [0, 1])
+
+
+def test_devices_of_a_machine_are_neighbours_in_whatever_order_its_processes_came():
+  devices = [SimpleNamespace(id=2 * p + i, process_index=p) for p in range(4) for i in range(2)]
+  order = lambda machines: [device.id for device in by_machine(devices, machines)]
+  assert order([0, 0, 2, 2]) == [0, 1, 2, 3, 4, 5, 6, 7]
+  assert order([0, 1, 0, 1]) == [0, 1, 4, 5, 2, 3, 6, 7]
 
 
 def test_more_devices_than_there_are_is_refused_with_both_numbers():
