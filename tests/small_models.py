@@ -5,12 +5,20 @@ Dimensions: B batch, L length.
 
 import math
 
+import jax
 import numpy as np
 
 from lmjax.core import tree
 from lmjax.core.types import Batch, Params
+from lmjax.models.transformer import Decoder
+from lmjax.objectives.language import Language
+from lmjax.parallel import sharding
+from lmjax.parallel.mesh import Mesh
 from lmjax.train.equality import QUICK as QUICK
+from lmjax.train.equality import make_batch
 from lmjax.train.equality import random_params as random_params
+from lmjax.train.state import batch_sharding
+from lmjax.train.step import make_gradients
 
 
 def make_posts(lengths: list[int], *, vocab: int, seed: int = 0) -> list[np.ndarray]:
@@ -38,6 +46,20 @@ def pack(rows: list[list[np.ndarray]], length: int) -> Batch:
     segments_BL=segments,
     positions_BL=positions,
   )  # type: ignore[arg-type]
+
+
+def gradients(model: Decoder, mesh: Mesh | None = None):
+  """Gradients of a packed batch, summed loss and means, over a mesh or on one device."""
+  step = make_gradients(Language(chunk=8), model, 1)
+  params, batch, rng = random_params(model), make_batch(True), jax.random.key(0)
+  if mesh is None:
+    return jax.jit(step, compiler_options=QUICK)(params, batch, rng)
+  built = mesh.build()
+  layout = sharding.shardings(built, model.dims())
+  params, batch = jax.device_put(params, layout), jax.device_put(batch, batch_sharding(built))
+  with jax.set_mesh(built):
+    jitted = jax.jit(step, out_shardings=(layout, None, None), compiler_options=QUICK)
+    return jitted(params, batch, rng)
 
 
 def assert_close(found: Params, expected: Params, tolerance: float = 1e-5) -> None:

@@ -5,8 +5,12 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from small_models import assert_close, gradients
 
 from lmjax.models.moe import MoE, MoeMlp
+from lmjax.models.transformer import Decoder
+from lmjax.parallel.mesh import Mesh
 
 WIDTH, MLP, LENGTH = 8, 12, 16
 
@@ -106,3 +110,13 @@ def test_a_shared_expert_sees_every_token():
   module = layer(top_k=1, shared=2)
   shapes = variables(module)['params']
   assert shapes['shared']['up'].shape == (WIDTH, 2 * MLP)
+
+
+@pytest.mark.slow
+def test_a_mesh_drops_what_one_device_drops():
+  sizes = {'vocab': 96, 'width': 32, 'layers': 2, 'heads': 4, 'kv_heads': 4, 'head_dim': 8}
+  model = Decoder(**sizes, mlp=32, moe=MoE(experts=4, top_k=2, capacity_factor=1.0))
+  expected = jax.device_get(gradients(model))
+  assert expected[2]['dropped'].value > 0
+  for axes in (('expert', 'tensor'), ('fsdp', 'context'), ('expert', 'pipe')):
+    assert_close(jax.device_get(gradients(model, Mesh(**dict.fromkeys(axes, 2)))), expected)

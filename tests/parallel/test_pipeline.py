@@ -5,33 +5,16 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from small_models import QUICK, assert_close
+from small_models import assert_close, gradients
 
 from lmjax.models.moe import MoE
 from lmjax.models.transformer import Decoder
-from lmjax.objectives.language import Language
 from lmjax.parallel import sharding
 from lmjax.parallel.mesh import Mesh
 from lmjax.parallel.pipeline import Pipeline, Plan
-from lmjax.train.equality import make_batch, random_params
-from lmjax.train.state import batch_sharding
-from lmjax.train.step import make_gradients
 
 SIZES = {'vocab': 96, 'width': 32, 'layers': 4, 'heads': 4, 'kv_heads': 4, 'head_dim': 8, 'mlp': 32}
 MODEL = Decoder(**SIZES, windows=(5,), moe=MoE(experts=4, top_k=1))
-
-
-def gradients(model, mesh=None):
-  step = make_gradients(Language(chunk=8), model, 1)
-  params, batch, rng = random_params(model), make_batch(True), jax.random.key(0)
-  if mesh is None:
-    return jax.jit(step, compiler_options=QUICK)(params, batch, rng)
-  mesh = mesh.build()
-  layout = sharding.shardings(mesh, model.dims())
-  params, batch = jax.device_put(params, layout), jax.device_put(batch, batch_sharding(mesh))
-  with jax.set_mesh(mesh):
-    jitted = jax.jit(step, out_shardings=(layout, None, None), compiler_options=QUICK)
-    return jitted(params, batch, rng)
 
 
 @pytest.fixture(scope='module')
