@@ -7,6 +7,7 @@ import pytest
 
 from lmjax.core import config, registry
 from lmjax.core.errors import UserError
+from lmjax.parallel import collectives
 from lmjax.parallel.mesh import Mesh
 from lmjax.plan.compile import compile_step
 from lmjax.train.state import abstract_state
@@ -36,6 +37,8 @@ def test_a_step_holds_its_share_of_the_state_and_takes_it_over(experiment, tmp_p
   assert program.mesh == mesh.sizes
   assert sorted(program.places) == list(range(8))
   assert '__gpu$xla.gpu.triton' in program.text
+  kinds = {each.kind for each in collectives.read(program.text, mesh.sizes)}
+  assert ('ragged-all-to-all' in kinds) == (mesh.expert > 1)  # rows alone, no whole buffers
 
 
 def test_what_cannot_be_compiled_is_told_in_the_words_of_the_compiler(tmp_path):
