@@ -31,6 +31,8 @@ pytestmark = [
   pytest.mark.skipif(bool(MISSING), reason='install slurm-wlm and munge'),
 ]
 
+ALLOTTED = 'import os; from lmjax.parallel.hosts import allotted; print(allotted(os.environ))'
+
 # The first node bears this machine's name, which resolves: its processes are told to connect there.
 # A requeued job waits until its old credentials have expired.
 CONFIGURATION = """
@@ -54,8 +56,8 @@ SelectType=select/cons_tres
 ReturnToService=2
 KillWait=5
 GresTypes=gpu
-NodeName={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 Gres=gpu:1
-NodeName={host}-b NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 Gres=gpu:1
+NodeName={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 Gres=gpu:2
+NodeName={host}-b NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 Gres=gpu:2
 PartitionName=all Nodes=ALL Default=YES MaxTime=10:00
 """
 
@@ -130,7 +132,7 @@ class Job:
 
 @pytest.fixture(scope='module')
 def cluster(tmp_path_factory):
-  """A running cluster of two nodes with a make-believe GPU each."""
+  """A running cluster of two nodes with two make-believe GPUs each."""
   folder = tmp_path_factory.mktemp('slurm')
   (folder / 'state').mkdir()
   (folder / 'munge.key').write_bytes(secrets.token_bytes(1024))
@@ -138,7 +140,7 @@ def cluster(tmp_path_factory):
   host = socket.gethostname()
   text = CONFIGURATION.format(host=host, user=getpass.getuser(), folder=folder, ports=free_ports(3))
   (folder / 'slurm.conf').write_text(text)
-  (folder / 'gres.conf').write_text('Name=gpu File=/dev/null\n')
+  (folder / 'gres.conf').write_text('Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n')
   cluster = Cluster(folder)
   munge = [
     f'--{key}={folder}/munge.{key.split("-")[0]}'
@@ -199,6 +201,13 @@ def test_the_doctor_finds_two_nodes_that_share_all_they_should(cluster):
   assert report['ok']
   (devices,) = (check['found'] for check in report['checks'] if check['name'] == 'devices')
   assert devices.endswith('in 2 processes')
+
+
+@pytest.mark.parametrize(('gpus', 'tasks', 'each'), [(2, 1, 2), (1, 1, 1), (2, 2, 1)])
+def test_a_process_knows_how_many_gpus_slurm_gave_it(cluster, gpus, tasks, each):
+  shape = ['--nodes=2', f'--ntasks-per-node={tasks}', f'--gpus-per-node={gpus}']
+  said = cluster('srun', *shape, sys.executable, '-c', ALLOTTED)
+  assert said.split() == [str(each)] * 2 * tasks
 
 
 def test_what_is_wrong_fails_the_job_and_is_not_queued_again(cluster):
