@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from lmjax.parallel import hlo
+
 # What one device sends, as a multiple of its bytes, where n of them take part: by rings.
 _WIRE = {
   'all-gather': lambda n: (n - 1) / n,
@@ -26,17 +28,6 @@ _WIRE = {
 }
 
 _SHOWN = 400  # characters of a text in an error
-_PARTITIONS = re.compile(r'HloModule .*\bnum_partitions=(\d+)')
-_COMPUTATION = re.compile(r'(ENTRY )?%(\S+) \(.*\) -> .*\{$')
-# `%name = type opcode(operands), attributes`: in a type, no word stands before a parenthesis.
-_INSTRUCTION = re.compile(r'\s+(?:ROOT )?%(\S+) = (.*?) ([a-z][a-z0-9-]*)\((.*)')
-_ARRAY = re.compile(r'\b(pred|[a-z]+(\d+)\w*)\[([\d,<=]*)\]')
-_CALLED = re.compile(
-  r'\b(?:calls|to_apply|body|condition|branch_computations|true_computation|false_computation'
-  r'|called_computations)=(%[^\s,]+|\{[^}]*\})'
-)
-_TRIPS = re.compile(r'known_trip_count\W+n\W+(\d+)')
-
 _IOTA = r'\[[\d,]+\](?:T\([\d,]+\))?'
 _FORMS = (
   r'\{(?P<lists>(?:\{[\d,]*\},?)*)\}'
@@ -56,7 +47,8 @@ class Collective(NamedTuple):
       'ragged-all-to-all' or 'reduce-scatter'.
     axes: of the mesh, in its order, along which those that talk differ; `tensor:2` for groups of
       2 along an axis that is longer.
-    bytes: of one device in one execution: results of an all-gather, operands of the others.
+    bytes: of one device in one execution: results of an all-gather, operands of the others; of a
+      ragged all-to-all the rows that are sent, its own included.
     times: executions in one run of the program; of a conditional, every branch counts.
     dtype: in XLA's words; where several arrays go together all of theirs, with commas.
   """
@@ -68,14 +60,18 @@ class Collective(NamedTuple):
   dtype: str
 
 
-class _Instruction(NamedTuple):
-  name: str
-  type: str
-  opcode: str
-  rest: str  # operands and attributes
+class Talk(NamedTuple):
+  """Who takes part in a collective.
 
-  def __str__(self) -> str:
-    return f'%{self.name} = {self.type} {self.opcode}({self.rest}'[:_SHOWN]
+  Attributes:
+    axes: as of `Collective`.
+    size: devices of a group; 2 where there are sources and targets.
+    places: in the mesh, a row for each group, or for each source and target.
+  """
+
+  axes: tuple[str, ...]
+  size: int
+  places: np.ndarray
 
 
 def read(
@@ -92,33 +88,50 @@ def read(
     ValueError: for a program of another mesh, and for what cannot be read with certainty.
   """
   sizes = dict(mesh if isinstance(mesh, Mapping) else mesh.shape)
-  found = _PARTITIONS.match(hlo_text)
-  partitions = int(found[1]) if found else 1
-  if partitions != math.prod(sizes.values()):
-    raise ValueError(f'the program has {partitions} partitions: it is not of the mesh {sizes}')
-  computations, entry = _split(hlo_text)
-  partners = functools.cache(lambda text: _partners(text, sizes))
+  module = hlo.parse(hlo_text)
+  check_partitions(module, sizes)
 
   @functools.cache
   def inside(computation: str) -> tuple[Collective, ...]:
-    instructions = computations[computation]
+    instructions = module.computations[computation]
     types = {instruction.name: instruction.type for instruction in instructions}
     found = []
     for instruction in instructions:
       if instruction.opcode.endswith(('-done', '-update')):
         continue
-      if talk := _PARTNERS.search(instruction.rest):
-        if not talk['form']:
-          raise ValueError(f'cannot read who takes part in {instruction}')
-        axes, size = partners(talk[0])
-        found += [_collective(instruction, types, axes, size)] if axes else []
+      if is_collective(instruction):
+        talk = partners(instruction, sizes)
+        found += [collective(instruction, types, talk)] if talk.axes else []
       else:
-        below = [each for called in _called(instruction) for each in inside(called)]
-        times = _times(instruction) if below else 1
+        below = [each for called in instruction.called for each in inside(called)]
+        times = _times(module, instruction, computation) if below else 1
         found += [each._replace(times=times * each.times) for each in below]
     return tuple(found)
 
-  return list(inside(entry))
+  return list(inside(module.entry))
+
+
+def check_partitions(module: hlo.Module, sizes: Mapping[str, int]) -> None:
+  """ValueError where a program is not of a mesh of these axis sizes."""
+  if module.partitions != math.prod(sizes.values()):
+    raise ValueError(
+      f'the program has {module.partitions} partitions: it is not of the mesh {dict(sizes)}'
+    )
+
+
+def is_collective(instruction: hlo.Instruction) -> bool:
+  """Whether devices talk in it, or begin to."""
+  return bool(_PARTNERS.search(instruction.rest))
+
+
+def _times(module: hlo.Module, instruction: hlo.Instruction, computation: str) -> int:
+  """How often an instruction runs computations that have collectives."""
+  if instruction.opcode != 'while':
+    return 1
+  rounds = module.rounds(instruction, computation)
+  if rounds is None:
+    raise ValueError(f'collectives in a loop of unknown length: {instruction}')
+  return rounds
 
 
 def summary(collectives: Iterable[Collective]) -> list[dict[str, Any]]:
@@ -138,71 +151,52 @@ def wire_bytes(collective: Collective, group_size: int) -> float:
   return collective.bytes * _WIRE[collective.kind](group_size)
 
 
-def _split(hlo_text: str) -> tuple[dict[str, list[_Instruction]], str]:
-  """The instructions of each computation, and the name of the one where the program starts."""
-  computations, entry, current = {}, None, []
-  for line in hlo_text.splitlines():
-    if head := _COMPUTATION.match(line):
-      current = computations[head[2]] = []
-      entry = head[2] if head[1] else entry
-    elif instruction := _INSTRUCTION.match(line):
-      current.append(_Instruction(*instruction.groups()))
-  if entry is None:
-    raise ValueError(f'not the text of a compiled program: {hlo_text[:100]!r}')
-  return computations, entry
+def partners(instruction: hlo.Instruction, sizes: Mapping[str, int]) -> Talk:
+  """Who takes part in a collective on a mesh of these axis sizes; no axes: each device alone."""
+  found = _PARTNERS.search(instruction.rest)
+  if not found or not found['form']:
+    raise ValueError(f'cannot read who takes part in {instruction}')
+  return _partners(found[0], tuple(sizes.items()))
 
 
-def _called(instruction: _Instruction) -> list[str]:
-  """The computations that an instruction runs."""
-  return re.findall(r'%([^\s,}]+)', ' '.join(_CALLED.findall(instruction.rest)))
+def collective(instruction: hlo.Instruction, types: Mapping[str, str], talk: Talk) -> Collective:
+  """What an instruction sends once.
 
-
-def _times(instruction: _Instruction) -> int:
-  """How often an instruction runs computations that have collectives."""
-  if instruction.opcode != 'while':
-    return 1
-  if not (trips := _TRIPS.search(instruction.rest)):
-    raise ValueError(f'collectives in a loop of unknown length: {instruction}')
-  return int(trips[1])
-
-
-def _collective(
-  instruction: _Instruction, types: dict[str, str], axes: tuple[str, ...], size: int
-) -> Collective:
+  Args:
+    types: of all instructions of its computation, by name.
+  """
   kind = instruction.opcode.removesuffix('-start')
   if kind not in _WIRE:
     raise ValueError(f'unknown collective: {instruction}')
-  operands = re.findall(r'%([^\s,)]+)', re.split(r'\)(?:, |$)', instruction.rest)[0])
-  if kind == 'ragged-all-to-all':  # the others say where things go
-    operands = operands[:1]
-  arrays = [array for name in operands for array in _ARRAY.findall(types[name])]
-  total = sum(_bytes(bits, shape) for _, bits, shape in arrays)
+  arrays = [array for name in instruction.operands for array in hlo.arrays(types[name])]
+  if kind == 'ragged-all-to-all':  # of the buffers to and fro one has room for the worst case
+    arrays = [min(arrays[:2], key=lambda array: array.bytes)]
+  total = sum(array.bytes for array in arrays)
   # The type of a start holds results beside operands in several ways: operands tell both.
-  total *= size if kind == 'all-gather' else 1
-  return Collective(kind, axes, total, 1, ','.join(sorted({dtype for dtype, _, _ in arrays})))
+  total *= talk.size if kind == 'all-gather' else 1
+  dtypes = ','.join(sorted({array.dtype for array in arrays}))
+  return Collective(kind, talk.axes, total, 1, dtypes)
 
 
-def _bytes(bits: str, shape: str) -> int:
-  count = math.prod(int(length.strip('<=')) for length in shape.split(',') if length)
-  return math.ceil(count * int(bits or 8) / 8)
-
-
-def _partners(text: str, sizes: dict[str, int]) -> tuple[tuple[str, ...], int]:
+@functools.lru_cache(512)
+def _partners(text: str, mesh: tuple[tuple[str, int], ...]) -> Talk:
   """The axes along which devices that talk differ, and how many there are in a group."""
+  sizes = dict(mesh)
   talk, devices = _PARTNERS.fullmatch(text), math.prod(sizes.values())
   assert talk
   places = _places(talk, devices)
   if not places.size:
-    return (), 1
+    return Talk((), 1, places)
   along = np.sort(np.unravel_index(places, tuple(sizes.values())), axis=-1)
   different = 1 + np.count_nonzero(np.diff(along), axis=-1).max(axis=-1)
   counts = {axis: int(count) for axis, count in zip(sizes, different, strict=True) if count > 1}
   if talk['what'] == 'source_target_pairs':
-    return tuple(counts), 2
+    return Talk(tuple(counts), 2, places)
   everyone = np.array_equal(np.sort(places, axis=None), np.arange(devices))
   if not everyone or math.prod(counts.values()) != places.shape[1]:
     raise ValueError(f'not groups along axes of the mesh {sizes}: {text[:_SHOWN]}')
-  return tuple(a if n == sizes[a] else f'{a}:{n}' for a, n in counts.items()), places.shape[1]
+  axes = tuple(a if n == sizes[a] else f'{a}:{n}' for a, n in counts.items())
+  return Talk(axes, places.shape[1], places)
 
 
 def _places(talk: re.Match[str], partitions: int) -> np.ndarray:
