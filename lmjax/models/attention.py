@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from lmjax.models.layers import RmsNorm, bias, weight
 from lmjax.ops import attention, rope
-from lmjax.ops.dot import dot
+from lmjax.ops.dot import project
 from lmjax.parallel.ring import attend_ring
 from lmjax.parallel.sharding import axis_sizes, constrain
 
@@ -39,7 +39,7 @@ class Attention(nn.Module):
     y_BLHK, cache = self._attend(q_BLHK, k_BLGK, v_BLGK, segments_BL, positions_BL, cache)
     dims = ('heads', 'head_dim', 'embed')
     out_HKD = weight(self, 'out', (H, K, D), dims, inputs=2, output=True)
-    y_BLD = dot('BLHK,HKD->BLD', y_BLHK.astype(c.dtype), out_HKD, c.product_dtype)
+    y_BLD = project('BLHK,HKD->BLD', y_BLHK.astype(c.dtype), out_HKD, c.product_dtype)
     if c.biases == 'all':
       y_BLD += bias(self, 'out_bias', (D,), ('norm',))[None, None]
     return y_BLD, cache
@@ -48,7 +48,7 @@ class Attention(nn.Module):
     c = self.config
     w_DHK = weight(self, name, (c.width, heads, c.head_dim), ('embed', dim, 'head_dim'))
     y_BLHK = constrain(
-      dot('BLD,DHK->BLHK', x_BLD, w_DHK, c.product_dtype), 'batch', 'length', dim, None
+      project('BLD,DHK->BLHK', x_BLD, w_DHK, c.product_dtype), 'batch', 'length', dim, None
     )
     if c.biases != 'none':
       b_HK = bias(self, f'{name}_bias', (heads, c.head_dim), (dim, 'head_dim'))

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.core.config import Config, leaf
-from lmjax.ops.dot import dot
+from lmjax.ops.dot import project
 from lmjax.ops.norm import rms_norm
+from lmjax.parallel.sharding import constrain
 
 # Dimensions that a matrix sums over when it stands first, and never its batch.
 _BATCH_DIMS = ('expert', 'layers')
@@ -110,15 +111,17 @@ class Mlp(nn.Module):
     gate_BLF = None
     if self.activation not in ungated:
       gate_DF = weight(self, 'gate', (D, F), ('embed', 'mlp'))
-      gate_BLF = dot('BLD,DF->BLF', x_BLD, gate_DF, self.product_dtype)
-    up_BLF = dot(
+      gate_BLF = project('BLD,DF->BLF', x_BLD, gate_DF, self.product_dtype)
+    up_BLF = project(
       'BLD,DF->BLF', x_BLD, weight(self, 'up', (D, F), ('embed', 'mlp')), self.product_dtype
     )
     if self.biased:
       up_BLF += bias(self, 'up_bias', (F,), ('mlp',))[None, None]
+    # Else the compiler may split gradients of hidden_BLF along the length, as norms want theirs.
     hidden_BLF = MLP_ACTIVATIONS[self.activation](gate_BLF, up_BLF).astype(self.dtype)
+    hidden_BLF = constrain(hidden_BLF, 'batch', 'length', 'mlp')
     down_FD = weight(self, 'down', (F, D), ('mlp', 'embed'), output=True)
-    y_BLD = dot('BLF,FD->BLD', hidden_BLF, down_FD, self.product_dtype)
+    y_BLD = project('BLF,FD->BLD', hidden_BLF, down_FD, self.product_dtype)
     if self.biased:
       y_BLD += bias(self, 'down_bias', (D,), ('norm',))[None, None]
     return y_BLD

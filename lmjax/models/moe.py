@@ -18,7 +18,7 @@ from lmjax.models.layers import MLP_ACTIVATIONS, Mlp, bias, ungated, weight
 from lmjax.ops import moe
 from lmjax.ops.dot import dot
 from lmjax.parallel.expert import run_on_experts
-from lmjax.parallel.sharding import axis_sizes, on_shards, spec, vary
+from lmjax.parallel.sharding import axis_sizes, gather_weight, on_shards, spec, vary
 
 
 class MoE(Config):
@@ -126,14 +126,19 @@ def _over_mesh(x_BLD, experts_BLk, gates_BLk, experts, activation, dtype):
 
   def local(x, chosen, gates, weights):
     x, chosen, gates = vary((x, chosen, gates), 'tensor')
-    weights = vary(weights, 'data', 'fsdp', 'context')
+    weights = vary(weights, 'data', 'context')
+    weights = moe.Experts(
+      None if weights.gate_EDF is None else gather_weight(weights.gate_EDF, 1, dtype),
+      gather_weight(weights.up_EDF, 1, dtype),
+      gather_weight(weights.down_EFD, 2, dtype),
+    )
     run = functools.partial(moe.run_sorted, weights, activation, dtype)
     if sizes['expert'] > 1:
       run = functools.partial(run_on_experts, run)
     return jax.lax.psum(moe.run_dropless(x, chosen, gates, count, run), 'tensor')
 
   tokens = spec(('batch', 'length'))
-  up, down = spec(('expert', None, 'mlp')), spec(('expert', 'mlp'))
+  up, down = spec(('expert', 'embed', 'mlp')), spec(('expert', 'mlp', 'embed'))
   gate: Any = None if experts.gate_EDF is None else up
   in_specs = (tokens, tokens, tokens, moe.Experts(gate, *cast(Any, (up, down))))
   run = on_shards(local, in_specs=in_specs, out_specs=tokens)

@@ -24,6 +24,10 @@ from lmjax.parallel.sharding import TABLE, Dims, axis_sizes, spec
 
 Choice = Literal['auto', 'blocked', 'pallas']
 
+# Products of queries with keys (L x L x head dim) in each kernel, of which causality leaves half:
+# scores and values; scores and gradients of the scores twice, and three gradients.
+KERNEL_PRODUCTS = {'mha_forward': 2, 'mha_backward': 7, 'mha_preprocess_backward': 0}
+
 _HEADS = ('batch', None, 'heads', None)
 _OUTSIDE = -1  # the segment of tokens that fill up a tile
 # Heads of these sizes were compiled: an operand of tensor cores has 16 columns or more.

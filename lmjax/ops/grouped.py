@@ -16,6 +16,7 @@ from jax.experimental.pallas import triton
 from lmjax.core.errors import UserError
 
 ROWS = 128  # T, the rows of a block
+MOST = 1 << 31  # elements of an operand, counted in 32 bits, are fewer
 _COLUMNS = 128  # of the result, that one program computes
 _DEPTH_BYTES = 128  # of a row of an operand, that a program holds at a time
 _COMPILED = triton.CompilerParams(num_warps=8, num_stages=3)
@@ -125,7 +126,7 @@ def _accumulate(x_NTD: jax.Array, dy_NTF: jax.Array, expert_N, E: int, interpret
 def _check_sizes(*operands: jax.Array) -> None:
   """UserError where the kernel, which counts elements in 32 bits, would read the wrong ones."""
   largest = max(operands, key=lambda x: x.size)
-  if largest.size >= 1 << 31:
+  if largest.size >= MOST:
     raise UserError(
       f'experts multiply an array of {largest.shape} on one device, 2^31 elements is the most: '
       'split them with mesh.expert or mesh.tensor, or take fewer rows with mesh.data or accumulate'

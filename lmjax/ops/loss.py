@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.core.types import Mean, Params
+from lmjax.parallel.sharding import axis_sizes, on_rows
 
 LogitsFunction = Callable[[Params, jax.Array], jax.Array]
 
@@ -34,53 +35,63 @@ def cross_entropy(
     logits_of: (head, hidden_BLD) -> f32 logits_BLV.
     head: the parameters that `logits_of` reads; gradients flow to them and to hidden_BLD.
     weights_BL: f32, 0 where a position has no loss.
-    chunk: positions of a row at a time; L when it does not divide L.
+    chunk: positions of a device's row at a time; all where it does not divide them.
   """
-  L = hidden_BLD.shape[1]
-  size = chunk if 0 < chunk < L and L % chunk == 0 else L
-  total: Any = _total(logits_of, size, z_loss, head, hidden_BLD, targets_BL, weights_BL)
+  total: Any = _total(logits_of, chunk, z_loss, head, hidden_BLD, targets_BL, weights_BL)
   return Mean(total, jnp.sum(weights_BL))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _total(logits_of, size, z_loss, head, hidden_BLD, targets_BL, weights_BL):
-  loss = functools.partial(_chunk_loss, logits_of, z_loss)
-  body = lambda total, chunk: (total + loss(head, *chunk), None)
-  chunks = _split(size, hidden_BLD, targets_BL, weights_BL)
-  return jax.lax.scan(body, jnp.zeros((), weights_BL.dtype), chunks)[0]
+def _total(logits_of, chunk, z_loss, head, hidden_BLD, targets_BL, weights_BL):
+  return _forward(logits_of, chunk, z_loss, head, hidden_BLD, targets_BL, weights_BL)[0]
 
 
-def _forward(logits_of, size, z_loss, head, hidden_BLD, targets_BL, weights_BL):
-  loss_and_grads = jax.value_and_grad(
-    functools.partial(_chunk_loss, logits_of, z_loss), argnums=(0, 1)
-  )
+def _forward(logits_of, chunk, z_loss, head, hidden_BLD, targets_BL, weights_BL):
+  """The sum, and its gradients; those to the head are added up over devices after the last chunk.
 
-  def body(carry, chunk):
+  Left to the compiler, they would be after every chunk: 2 GiB each of posts_dense_8b.
+  """
+  run = functools.partial(_run, functools.partial(_chunk_loss, logits_of, z_loss), chunk)
+  rows = (hidden_BLD, targets_BL, weights_BL)
+  if not axis_sizes():
+    total, dhead, dhidden_BLD = run(head, *rows)
+    return total, (dhead, dhidden_BLD)
+  part = lambda head, *rows: _stack_sums(*run(head, *rows))
+  out_dims = (('part',), ('part',), ('batch', 'length'))
+  total_W, dhead, dhidden_BLD = on_rows(part, whole=1, out_dims=out_dims)(head, *rows)
+  return jnp.sum(total_W), (jax.tree.map(lambda x: jnp.sum(x, axis=0), dhead), dhidden_BLD)
+
+
+def _stack_sums(total, dhead, dhidden_BLD):
+  """What a device has of the sums, with a first dimension for the devices."""
+  return total[None], jax.tree.map(lambda x: x[None], dhead), dhidden_BLD
+
+
+def _run(loss_of, chunk: int, head: Params, hidden_BLD, targets_BL, weights_BL):
+  """The sum over all chunks, its gradients to the head, and to hidden_BLD."""
+  loss_and_grads = jax.value_and_grad(loss_of, argnums=(0, 1))
+
+  def body(carry, rows):
     total, head_grads = carry
-    loss, (dhead, dhidden) = loss_and_grads(head, *chunk)
+    loss, (dhead, dhidden) = loss_and_grads(head, *rows)
     return (total + loss, jax.tree.map(jnp.add, head_grads, dhead)), dhidden
 
-  start = (jnp.zeros((), weights_BL.dtype), jax.tree.map(jnp.zeros_like, head))
-  chunks = _split(size, hidden_BLD, targets_BL, weights_BL)
+  L = hidden_BLD.shape[1]
+  size = chunk if 0 < chunk < L and L % chunk == 0 else L
+  cut = lambda x: jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
+  zero = jnp.zeros_like(weights_BL, shape=()) + 0 * jnp.ravel(weights_BL)[0]
+  start = (zero, jax.tree.map(jnp.zeros_like, head))
+  chunks = tuple(cut(x) for x in (hidden_BLD, targets_BL, weights_BL))
   (total, dhead), dhidden = jax.lax.scan(body, start, chunks)
-  return total, (dhead, jnp.moveaxis(dhidden, 0, 2).reshape(hidden_BLD.shape))
+  return total, dhead, jnp.moveaxis(dhidden, 0, 1).reshape(hidden_BLD.shape)
 
 
-def _backward(logits_of, size, z_loss, residuals, scale):
+def _backward(logits_of, chunk, z_loss, residuals, scale):
   dhead, dhidden_BLD = jax.tree.map(lambda grad: grad * scale.astype(grad.dtype), residuals)
   return dhead, dhidden_BLD, None, None
 
 
 _total.defvjp(_forward, _backward)
-
-
-def _split(size: int, *arrays: jax.Array):
-  """[B, L, ...] -> [L / size, B, size, ...], chunk c of L / size from position c on in steps of that.
-
-  Strided, since the length may be sharded in runs, as the batch may be.
-  """
-  cut = lambda x: jnp.moveaxis(x.reshape(x.shape[0], size, -1, *x.shape[2:]), 2, 0)
-  return tuple(cut(x) for x in arrays)
 
 
 def _chunk_loss(logits_of, z_loss, head, hidden_BLD, targets_BL, weights_BL):

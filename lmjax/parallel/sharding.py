@@ -4,8 +4,9 @@ Every parameter and every constrained activation is described by its dimension n
 or two dimensions on one axis, is an error here and not a silent replica.
 """
 
+import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -29,14 +30,15 @@ TABLE: dict[str | None, tuple[str, ...]] = {
   'choice': (),  # of an expert, by the router
   'layers': ('pipe',),
   'stage': ('pipe',),
+  'part': ('data', 'fsdp', 'expert', 'context'),  # what each device has of a sum over rows
   'norm': (),
 }
 
 Dims = tuple[str | None, ...]
 
 
-def spec(dims: Dims) -> PartitionSpec:
-  """The PartitionSpec of an array with these dimension names."""
+def spec(dims: Dims, without: Collection[str] = ()) -> PartitionSpec:
+  """The PartitionSpec of an array with these dimension names, but for the axes `without`."""
   taken: dict[str, str | None] = {}
   entries = []
   for dim in dims:
@@ -48,7 +50,7 @@ def spec(dims: Dims) -> PartitionSpec:
           f'dimensions {taken[axis]!r} and {dim!r} of {dims} both want axis {axis!r}'
         )
       taken[axis] = dim
-    axes = TABLE[dim]
+    axes = tuple(axis for axis in TABLE[dim] if axis not in without)
     entries.append(axes if len(axes) > 1 else axes[0] if axes else None)
   return PartitionSpec(*entries)
 
@@ -56,14 +58,18 @@ def spec(dims: Dims) -> PartitionSpec:
 def constrain(x: jax.Array, *dims: str | None) -> jax.Array:
   """Asks for `x` to be laid out by its dimension names on the mesh in force; without one, `x`.
 
-  A dimension that its axes do not divide, a prompt of one token say, stays whole.
+  A dimension that its axes do not divide, a prompt of one token say, stays whole. Axes that a
+  `shard_map` around has taken are no longer the compiler's to lay out, and are left out.
   """
-  sizes = axis_sizes()
-  if not sizes:
+  mesh = jax.sharding.get_abstract_mesh()
+  if not mesh.shape:
     return x
-  ways = [math.prod(sizes[axis] for axis in TABLE[dim]) for dim in dims]
-  names = [dim if size % n == 0 else None for dim, size, n in zip(dims, x.shape, ways, strict=True)]
-  return jax.lax.with_sharding_constraint(x, spec(tuple(names)))
+  taken = mesh.manual_axes
+  names = []
+  for dim, size in zip(dims, x.shape, strict=True):
+    ways = math.prod(mesh.shape[axis] for axis in TABLE[dim] if axis not in taken)
+    names.append(dim if size % ways == 0 else None)
+  return jax.lax.with_sharding_constraint(x, spec(tuple(names), taken))
 
 
 def axis_sizes() -> dict[str, int]:
@@ -86,12 +92,56 @@ def on_shards(f: Callable, *, in_specs: Any, out_specs: Any) -> Callable:
   return jax.shard_map(f, in_specs=in_specs, out_specs=out_specs, check_vma=check)
 
 
+def on_rows(f: Callable, *, whole: int, out_dims: Any) -> Callable:
+  """`f` on each device's own part of the rows and their length; a `shard_map` over those axes alone.
+
+  Args:
+    f: (whole..., rows...) -> results. The first `whole` arguments are trees of arrays that all
+      devices are given as they are, gathered once; the others are [B, L, ...].
+    out_dims: a tree of dimension names as prefix of the results: ('batch', 'length') where a result
+      is of rows, ('part',) where each device's has a first dimension of 1.
+  """
+  axes = (*TABLE['batch'], *TABLE['length'])
+
+  def run(*arguments: Any) -> Any:
+    shared = [jax.tree.map(lambda _: PartitionSpec(), tree) for tree in arguments[:whole]]
+    rows = [spec(('batch', 'length'))] * (len(arguments) - whole)
+    local = lambda *parts: f(*vary(parts[:whole], *axes), *parts[whole:])
+    out_specs = jax.tree.map(spec, out_dims, is_leaf=is_dims)
+    return jax.shard_map(
+      local, in_specs=(*shared, *rows), out_specs=out_specs, axis_names=set(axes)
+    )(*arguments)
+
+  return run
+
+
 def vary(tree: Any, *axes: str) -> Any:
   """In a `shard_map`: `tree` typed as different on every device of `axes`.
 
   Gradients of what was the same are then summed over them.
   """
   return jax.tree.map(lambda x: jax.lax.pcast(x, axes, to='varying'), tree)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def gather_weight(w: jax.Array, dim: int, dtype: str) -> jax.Array:
+  """In a `shard_map`: a weight whole over fsdp, from the shards of dimension `dim` on its devices.
+
+  It travels in `dtype`, and is rounded to it; its gradients are added up over fsdp in f32, each device
+  getting those of its shard.
+  """
+  return jax.lax.all_gather(w.astype(dtype), 'fsdp', axis=dim, tiled=True).astype(w.dtype)
+
+
+def _gather_forward(w: jax.Array, dim: int, dtype: str):
+  return gather_weight(w, dim, dtype), None
+
+
+def _gather_backward(dim: int, dtype: str, _: None, dw: jax.Array):
+  return (jax.lax.psum_scatter(dw, 'fsdp', scatter_dimension=dim, tiled=True),)
+
+
+gather_weight.defvjp(_gather_forward, _gather_backward)
 
 
 def shardings(mesh: jax.sharding.Mesh, dims: Any) -> Any:
