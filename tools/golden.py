@@ -1,20 +1,25 @@
 """Writes what the tests compare with; run it where a change is meant, and say why in the commit.
 
-  python tools/golden.py             all of it: about 10 minutes on 2 cores
+  python tools/golden.py             all of it: about 15 minutes on 2 cores
+  python tools/golden.py plans       or: equality
 
 docs/equality.md               each way of splitting the work beside one device
 lmjax/train/equality.json      the ways that training takes without a warning
 tests/parallel/collectives.json  what crosses devices in each program
+tests/plan/plans.json            what big runs hold and send on GPUs that are not here
 """
 
 import argparse
 import json
 import os
+import tempfile
 from pathlib import Path
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
 
+from lmjax.core import config
+from lmjax.plan import planner
 from lmjax.train import equality
 
 ROOT = Path(__file__).parents[1]
@@ -29,10 +34,7 @@ Training over a mesh that is not among these says so. {count} combinations.
 """
 
 
-def main() -> None:
-  argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  ).parse_args()
+def write_equality() -> None:
   found, programs = [], {}
   cases = sorted(equality.grid(), key=lambda case: str(case._replace(packed=True)))
   for number, case in enumerate(cases, 1):
@@ -47,6 +49,28 @@ def main() -> None:
   (ROOT / 'lmjax' / 'train' / 'equality.json').write_text(equality.certificate(cases))
   lines = ',\n'.join(f'{json.dumps(k)}: {json.dumps(v)}' for k, v in sorted(programs.items()))
   (ROOT / 'tests' / 'parallel' / 'collectives.json').write_text(f'{{\n{lines}\n}}\n')
+
+
+def write_plans() -> None:
+  path = ROOT / 'tests' / 'plan' / 'plans.json'
+  rows = json.loads(path.read_text())
+  for row in rows:
+    plan = config.override(planner.Plan(), {'search': False, **row['settings']})
+    with tempfile.TemporaryDirectory() as folder:
+      row['found'] = planner.golden(plan.run(Path(folder)))
+  path.write_text('[\n' + ',\n'.join(map(json.dumps, rows)) + '\n]\n')
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('what', nargs='?', choices=('equality', 'plans', 'all'), default='all')
+  what = parser.parse_args().what
+  if what != 'plans':
+    write_equality()
+  if what != 'equality':
+    write_plans()
 
 
 if __name__ == '__main__':

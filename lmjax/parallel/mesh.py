@@ -20,7 +20,7 @@ from lmjax.parallel import hosts
 AXES = ('data', 'fsdp', 'expert', 'context', 'tensor', 'pipe')
 # Devices in order, those of one host next to each other, are dealt to the last axis first: tensor
 # talks several times a layer, data once a step.
-_QUIETEST_FIRST = ('data', 'pipe', 'fsdp', 'expert', 'context', 'tensor')
+QUIETEST_FIRST = ('data', 'pipe', 'fsdp', 'expert', 'context', 'tensor')
 
 
 class Mesh(Config):
@@ -64,8 +64,8 @@ class Mesh(Config):
     """A mesh over exactly these devices, those of one host next to each other."""
     if len(devices) > 1 and devices[0].platform == 'cpu':
       _keep_no_programs()
-    grid = np.asarray(devices).reshape([self.sizes[axis] for axis in _QUIETEST_FIRST])
-    grid = grid.transpose([_QUIETEST_FIRST.index(axis) for axis in AXES])
+    grid = np.asarray(devices).reshape([self.sizes[axis] for axis in QUIETEST_FIRST])
+    grid = grid.transpose([QUIETEST_FIRST.index(axis) for axis in AXES])
     return jax.sharding.Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
   def abstract(self) -> AbstractMesh:

@@ -31,8 +31,8 @@ class Gpu(NamedTuple):
   links: int | None = None  # of NVLink; none: the source does not say
 
 
-# From xla/backends/gpu/target_config/specs of github.com/openxla/xla: a100_sxm_80, h100_sxm, h200
-# and b200.
+# From xla/backends/gpu/target_config/specs of github.com/openxla/xla: a100_sxm_80, h100_sxm, h200,
+# b200 and gb200.
 GPUS = {
   'a100': Gpu(
     name='NVIDIA A100-SXM4-80GB',
@@ -78,6 +78,15 @@ GPUS['h200'] = GPUS['h100']._replace(
   memory_bytes=151_397_597_184,
   memory_bytes_per_second=4_800_000_000_000,
 )
+# Threads, registers, shared memory and links of a core are the B200's in XLA's file too.
+GPUS['gb200'] = GPUS['b200']._replace(
+  name='NVIDIA GB200',
+  cores=152,
+  cache_bytes=135_528_448,
+  memory_bytes=197_897_748_480,
+  memory_bytes_per_second=7_928_064_000_000,
+  clock_ghz=2.062,
+)
 
 _TARGET = """
 gpu_device_info {{
@@ -102,24 +111,25 @@ device_description_str: "{gpu.name}"
 """
 
 
-def describe(accelerator: str, hosts: int = 1, per_host: int = 8) -> topologies.TopologyDescription:
+def describe(
+  accelerator: str | Gpu, hosts: int = 1, per_host: int = 8
+) -> topologies.TopologyDescription:
   """`hosts` machines with `per_host` of an accelerator each; programs are compiled for its devices.
 
   Args:
-    accelerator: a key of `GPUS`.
+    accelerator: a key of `GPUS`, or a GPU that is not among them.
 
   Returns:
     a topology; its `devices`, in order of hosts, go into `Mesh.over`.
 
   Raises:
-    UserError: for another accelerator, or where this machine cannot describe any.
+    UserError: for another name, or where this machine cannot describe any.
   """
-  if accelerator not in GPUS:
-    raise UserError(f'cannot describe accelerator {accelerator!r}: {nearest(accelerator, GPUS)}')
+  gpu = accelerator if isinstance(accelerator, Gpu) else _known(accelerator)
   _check_packages()
   try:
     return topologies.get_topology_desc(
-      platform='cuda', target_config=_target(GPUS[accelerator]), topology=f'1x{hosts}x{per_host}'
+      platform='cuda', target_config=_target(gpu), topology=f'1x{hosts}x{per_host}'
     )
   except NotImplementedError as error:
     raise UserError(
@@ -144,16 +154,23 @@ def compile_there(
     jax.config.update(name, least)
 
 
+def _known(name: str) -> Gpu:
+  if name not in GPUS:
+    raise UserError(f'cannot describe accelerator {name!r}: {nearest(name, GPUS)}')
+  return GPUS[name]
+
+
 def _check_packages() -> None:
   plugins = ('jax_plugins.xla_cuda12', 'jax_plugins.xla_cuda13')
-  if not any(_is_installed(name) for name in plugins):
+  if not any(is_installed(name) for name in plugins):
     raise UserError(
       'compiling for a GPU that is not here needs its compiler, the package jax-cuda12-plugin: '
       "run pip install 'lmjax[plan]'"
     )
 
 
-def _is_installed(module: str) -> bool:
+def is_installed(module: str) -> bool:
+  """Whether a module could be imported; nothing is."""
   try:
     return importlib.util.find_spec(module) is not None
   except ModuleNotFoundError:  # its parent package is not there

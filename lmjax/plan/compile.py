@@ -8,9 +8,11 @@ the program: an involuntary full rematerialization is told nowhere else.
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +35,7 @@ class Program(NamedTuple):
     argument_bytes, output_bytes, alias_bytes, temporary_bytes, peak_bytes: of one device; alias is
       what outputs take over from arguments (donation).
     seconds: that tracing, lowering and compiling took.
+    resident_bytes: of the process that did it, at most.
   """
 
   text: str
@@ -45,10 +48,15 @@ class Program(NamedTuple):
   temporary_bytes: int
   peak_bytes: int
   seconds: float
+  resident_bytes: int
 
 
 def compile_step(experiment: str, task: config.Config, accelerator: str, folder: Path) -> Program:
   """Compiles the train step of `task` for the devices of its mesh; files go to `folder`.
+
+  Args:
+    experiment: what `task` was made from, by which the process that compiles finds it.
+    accelerator: what `cards.find` takes.
 
   Raises:
     UserError: the task cannot be compiled so, in the words of the process that tried.
@@ -56,6 +64,7 @@ def compile_step(experiment: str, task: config.Config, accelerator: str, folder:
   request = {'experiment': experiment, 'config': config.to_json(task), 'accelerator': accelerator}
   write_json(folder / _REQUEST, request)
   environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
+  environment.pop('XLA_FLAGS', None)  # may split the CPU, and have the compiler say other things
   with (folder / _SAID).open('wb') as said:
     ended = subprocess.run(
       [sys.executable, '-m', 'lmjax.plan.compile', str(folder)],
@@ -69,7 +78,12 @@ def compile_step(experiment: str, task: config.Config, accelerator: str, folder:
     raise UserError(lines[-1].removeprefix('lmjax: ') if lines else 'the compiler was killed')
   found = json.loads((folder / _PROGRAM).read_text())
   text = (folder / _TEXT).read_text()
-  return Program(text=text, warnings=[line for line in lines if _is_warning(line)], **found)
+  return Program(text=text, warnings=warnings_in(lines), **found)
+
+
+def warnings_in(lines: Iterable[str]) -> list[str]:
+  """Of what XLA printed, the lines about how it partitions."""
+  return [line for line in lines if _is_warning(line)]
 
 
 def _is_warning(line: str) -> bool:
@@ -78,35 +92,66 @@ def _is_warning(line: str) -> bool:
 
 def _compile(request: dict[str, Any], folder: Path) -> None:
   """What the process of its own does."""
-  from lmjax.parallel import topology
-  from lmjax.parallel.accelerator import PRESETS
   from lmjax.train.pretrain import Pretrain
 
   task = config.from_json(registry.find(request['experiment']), request['config'])
   assert isinstance(task, Pretrain)
-  devices = task.mesh.devices
-  per_host = min(devices, 8)
-  described = topology.describe(request['accelerator'], -(-devices // per_host), per_host)
-  mesh = task.mesh.over(described.devices[:devices])
+  found = compile_here(task, request['accelerator'])._asdict()
+  (folder / _TEXT).write_text(found.pop('text'))
+  del found['warnings']  # this process cannot read what it prints
+  write_json(folder / _PROGRAM, found)
+
+
+def compile_here(task: Any, accelerator: str) -> Program:
+  """The same in this process, without the warnings: XLA prints them on its error stream."""
+  from lmjax.parallel.topology import compile_there
+
+  devices, options = _devices(accelerator, task.mesh.devices)
+  mesh = task.mesh.over(devices)
   started = time.monotonic()
-  options = PRESETS[request['accelerator']].compiler_options
-  compiled = topology.compile_there(_lower(task, mesh), options)
+  compiled = compile_there(_lower(task, mesh), options)
   seconds = time.monotonic() - started
   memory: Any = compiled.memory_analysis()
-  (folder / _TEXT).write_text(compiled.as_text() or '')
-  write_json(
-    folder / _PROGRAM,
-    {
-      'mesh': task.mesh.sizes,
-      'places': [device.id for device in mesh.devices.flat],
-      'argument_bytes': memory.argument_size_in_bytes,
-      'output_bytes': memory.output_size_in_bytes,
-      'alias_bytes': memory.alias_size_in_bytes,
-      'temporary_bytes': memory.temp_size_in_bytes,
-      'peak_bytes': memory.peak_memory_in_bytes,
-      'seconds': seconds,
-    },
+  return Program(
+    text=compiled.as_text() or '',
+    warnings=[],
+    mesh=task.mesh.sizes,
+    places=[device.id for device in mesh.devices.flat],
+    argument_bytes=memory.argument_size_in_bytes,
+    output_bytes=memory.output_size_in_bytes,
+    alias_bytes=memory.alias_size_in_bytes,
+    temporary_bytes=memory.temp_size_in_bytes,
+    peak_bytes=memory.peak_memory_in_bytes,
+    seconds=seconds,
+    resident_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
   )
+
+
+def _peak(memory: Any, platform: str) -> int:
+  """Bytes at the fullest; XLA:CPU does not say, there arguments and all temporaries."""
+  if platform != 'cpu':
+    return memory.peak_memory_in_bytes
+  fresh = memory.output_size_in_bytes - memory.alias_size_in_bytes
+  return memory.argument_size_in_bytes + memory.temp_size_in_bytes + fresh
+
+
+def _devices(accelerator: str, count: int) -> tuple[Sequence[Any], Mapping[str, bool | str]]:
+  """`count` devices of an accelerator to compile for, and the compiler options of its preset."""
+  import jax
+
+  from lmjax.parallel import topology
+  from lmjax.parallel.accelerator import preset
+  from lmjax.plan import cards
+
+  if accelerator == 'cpu':  # before anything asks which devices there are
+    jax.config.update('jax_num_cpu_devices', count)
+    return jax.devices(), preset('cpu').compiler_options
+  card = cards.find(accelerator)
+  if card.gpu is None:
+    raise UserError(f'--accelerator={accelerator} has no gpu: say what XLA is to be told of it')
+  per_host = min(count, card.node)
+  described = topology.describe(card.gpu, -(-count // per_host), per_host)
+  return described.devices[:count], preset(card.gpu.name).compiler_options
 
 
 def _lower(task: Any, mesh: Any) -> Any:
@@ -132,7 +177,9 @@ def _lower(task: Any, mesh: Any) -> Any:
   step = make_step(task.objective, model, tx, task.accumulate)
   jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, None))
   with jax.set_mesh(mesh):  # only now: an array made under it would be put on a device that is not
-    return jitted.trace(state, batch).lower(lowering_platforms=('cuda',))
+    platform: str = mesh.devices.flat[0].platform
+    lowered_for = 'cuda' if platform == 'gpu' else platform
+    return jitted.trace(state, batch).lower(lowering_platforms=(lowered_for,))
 
 
 def main(folder: Path) -> int:

@@ -17,6 +17,7 @@ from lmjax.parallel.topology import GPUS
     ('NVIDIA H100 PCIe', 'h100'),
     ('NVIDIA H200', 'h200'),
     ('NVIDIA B200', 'b200'),
+    ('NVIDIA GB200', 'gb200'),
     ('NVIDIA GH200 480GB', 'other'),
     ('NVIDIA L4', 'other'),
     ('TPU v5e', 'other'),

@@ -71,6 +71,12 @@ def test_a_program_for_elsewhere_is_not_kept_as_it_could_not_be_read_back():
   assert not list(Path(jax.config.jax_compilation_cache_dir).glob('*nowhere_here*'))
 
 
+def test_a_gpu_of_ones_own_needs_no_name():
+  own = GPUS['h100']._replace(name='NVIDIA H20', cores=78)
+  assert [device.device_kind for device in describe(own, per_host=2).devices] == ['NVIDIA H20'] * 2
+  assert 'HloModule' in compiled(jnp.tanh, array(8, 8), accelerator=own)
+
+
 def test_an_accelerator_that_nobody_described_is_refused():
   with pytest.raises(UserError, match="cannot describe accelerator 'h10': did you mean h100"):
     describe('h10')

@@ -43,5 +43,5 @@ def test_a_step_holds_its_share_of_the_state_and_takes_it_over(experiment, tmp_p
 
 def test_what_cannot_be_compiled_is_told_in_the_words_of_the_compiler(tmp_path):
   task = make_task('posts_tiny', Mesh(fsdp=8), batch=16)
-  with pytest.raises(UserError, match="cannot describe accelerator 'h1000'"):
+  with pytest.raises(UserError, match="unknown accelerator 'h1000'"):
     compile_step('posts_tiny', task, 'h1000', tmp_path)
