@@ -94,6 +94,10 @@ class Card:
         raise UserError(
           f'card {self.name}: {name}={getattr(self, name)}: expected a number above 0'
         )
+    if not {'float32', 'bfloat16'} <= self.flops.keys() or min(self.flops.values()) <= 0:
+      raise UserError(
+        f'card {self.name}: flops={dict(self.flops)}: expected FLOP/s above 0 of float32 and bfloat16'
+      )
     own = dict.fromkeys(sourced(), 'your own')
     object.__setattr__(self, 'sources', own | dict(self.sources))
 
@@ -273,9 +277,9 @@ def _find_outside(name: str) -> Card:
   module, _, constant = name.partition(':')
   try:
     names = vars(importlib.import_module(module))
-  except (ImportError, ValueError) as error:
+  except Exception as error:  # whatever the user's own module raises
     raise UserError(
-      f'--accelerator={name}: {error}: start from its folder, or set PYTHONPATH'
+      f'--accelerator={name}: {type(error).__name__}: {error}: start from its folder, or set PYTHONPATH'
     ) from None
   if not isinstance(names.get(constant), Card):
     known = [key for key, value in names.items() if isinstance(value, Card)]

@@ -12,6 +12,7 @@ import resource
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,16 +67,21 @@ def compile_step(experiment: str, task: config.Config, accelerator: str, folder:
   environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
   environment.pop('XLA_FLAGS', None)  # may split the CPU, and have the compiler say other things
   with (folder / _SAID).open('wb') as said:
-    ended = subprocess.run(
-      [sys.executable, '-m', 'lmjax.plan.compile', str(folder)],
-      stderr=said,
-      env=environment,
-      timeout=_TIMEOUT,
-      check=False,
-    )
+    try:
+      ended = subprocess.run(
+        [sys.executable, '-m', 'lmjax.plan.compile', str(folder)],
+        stderr=said,
+        env=environment,
+        timeout=_TIMEOUT,
+        check=False,
+      )
+    except subprocess.TimeoutExpired:
+      raise UserError(f'the compiler took more than {_TIMEOUT:g} s: plan a smaller run') from None
   lines = (folder / _SAID).read_text(errors='replace').splitlines()
   if ended.returncode:
-    raise UserError(lines[-1].removeprefix('lmjax: ') if lines else 'the compiler was killed')
+    told = [line.removeprefix('lmjax: ') for line in lines if line.startswith('lmjax: ')]
+    killed = f'the compiler ended with {ended.returncode} (-9: out of memory?)'
+    raise UserError(told[-1] if told else f'{killed}: see {folder / _SAID}')
   found = json.loads((folder / _PROGRAM).read_text())
   text = (folder / _TEXT).read_text()
   return Program(text=text, warnings=warnings_in(lines), **found)
@@ -121,7 +127,7 @@ def compile_here(task: Any, accelerator: str) -> Program:
     output_bytes=memory.output_size_in_bytes,
     alias_bytes=memory.alias_size_in_bytes,
     temporary_bytes=memory.temp_size_in_bytes,
-    peak_bytes=memory.peak_memory_in_bytes,
+    peak_bytes=_peak(memory, devices[0].platform),
     seconds=seconds,
     resident_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
   )
@@ -189,6 +195,11 @@ def main(folder: Path) -> int:
   except UserError as error:
     print(f'lmjax: {error}', file=sys.stderr)
     return 2
+  except Exception as error:
+    traceback.print_exc()
+    reason = str(error).split('\n')[0]
+    print(f'lmjax: it cannot be compiled ({type(error).__name__}: {reason})', file=sys.stderr)
+    return 1
   return 0
 
 

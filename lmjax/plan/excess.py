@@ -62,7 +62,7 @@ class Held:
       and _solid(array.shape) not in self.weights
     )
     chosen = [each for each in self._chosen(is_logits) if self._is_from(each, 'ops/loss.py')]
-    if self._share(chosen) < _LOGITS:
+    if self._share(chosen) < _LOGITS or task.objective.chunk <= 64:
       return None
     chunk = max(64, task.objective.chunk // 8)
     what = f'logits of {task.objective.chunk} positions of {self.plan.rows} rows at a time'

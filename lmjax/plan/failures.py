@@ -147,14 +147,14 @@ class Sites(NamedTuple):
     gradient_bytes: that cross it in a step and direction.
     seconds: that they take.
     exposed_seconds: of these, what the backward pass does not hide.
-    hidden_gbps: the link that would hide all of it, in Gb/s.
+    hidden_gbps: the link that would hide all of it, in Gb/s; None where its latency alone is longer.
     share_left: of the GPUs, when one site is lost.
   """
 
   gradient_bytes: float
   seconds: float
   exposed_seconds: float
-  hidden_gbps: float
+  hidden_gbps: float | None
   share_left: float
 
 
@@ -170,11 +170,11 @@ def across_sites(given: Failures, gradient_bytes: float, backward_seconds: float
   """
   rate = given.site_gbps * 1e9 / 8
   seconds = gradient_bytes / rate + 2 * given.site_latency_seconds
-  window = max(backward_seconds - 2 * given.site_latency_seconds, 1e-9)
+  window = backward_seconds - 2 * given.site_latency_seconds
   return Sites(
     gradient_bytes=gradient_bytes,
     seconds=seconds,
     exposed_seconds=max(0.0, seconds - backward_seconds),
-    hidden_gbps=gradient_bytes * 8 / window / 1e9,
+    hidden_gbps=gradient_bytes * 8 / window / 1e9 if window > 0 else None,
     share_left=0.5,
   )

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from lmjax.core.errors import UserError
 from lmjax.core.task import Report
 from lmjax.plan import estimate
 from lmjax.plan.cards import GB, GIB, Card
@@ -133,11 +134,12 @@ def _failures(found: Estimate, given: Failures, lost: Losses) -> Iterator[Figure
   note = 'Daly 2006, eq. 37'
   best = _finite(lost.interval_seconds)
   yield Figure('failures', 'save every', best, 's', 'modelled', note)
-  steps = _finite(lost.interval_seconds / found.timeline.seconds)
+  steps = _finite(min(lost.interval_seconds / found.timeline.seconds, found.task.steps))
+  steps = steps and max(1, math.floor(steps))
   yield Figure('failures', 'that is every', steps, 'steps', 'modelled', '--checkpoint.every_steps')
   yield Figure('failures', 'goodput', lost.goodput, '', 'modelled', 'Daly 2006, eq. 20')
   size = checkpoint_bytes(found) / GB
-  yield Figure('failures', 'checkpoint', size, 'GB', 'compiled', 'parameters and moments')
+  yield Figure('failures', 'checkpoint', size, 'GB', 'modelled', 'parameters and moments')
   write = lost.write_bytes_per_second / GB
   yield Figure('failures', 'storage, to write in time', write, 'GB/s', 'modelled', 'all hosts')
   read = lost.read_bytes_per_second / GB
@@ -148,6 +150,11 @@ def _failures(found: Estimate, given: Failures, lost: Losses) -> Iterator[Figure
 def _sites(found: Estimate, given: Failures) -> Iterator[Figure]:
   if given.sites == 1:
     return
+  if found.task.mesh.data % 2:
+    raise UserError(
+      f'failures.sites=2 splits mesh.data between them, which is {found.task.mesh.data}: pass '
+      '--target_flags or --gpus that make it even'
+    )
   from lmjax.plan import formula
 
   sizes = formula.sizes_of(found.task, estimate.model_of(found.task))
@@ -161,7 +168,7 @@ def _sites(found: Estimate, given: Failures) -> Iterator[Figure]:
   yield Figure('sites', 'in', two.seconds, 's', 'modelled')
   yield Figure('sites', 'not hidden', two.exposed_seconds, 's', 'modelled', 'a step')
   slower = found.timeline.seconds / (found.timeline.seconds + two.exposed_seconds)
-  yield Figure('sites', 'speed beside one site', slower, '', 'modelled')
+  yield Figure('sites', 'speed beside one site', slower, '', 'modelled', 'figures above are of one')
   yield Figure('sites', 'link that hides it', two.hidden_gbps, 'Gb/s', 'modelled')
   note = 'when a site is lost: the same run on half of mesh.data, its batch accumulated twice'
   yield Figure('sites', 'speed that is left', two.share_left, '', 'modelled', note)
@@ -222,6 +229,8 @@ def _factors(number: int) -> str:
   found: dict[int, int] = {}
   divisor = 2
   while number > 1:
+    if divisor * divisor > number:
+      divisor = number
     while number % divisor == 0:
       found[divisor] = found.get(divisor, 0) + 1
       number //= divisor

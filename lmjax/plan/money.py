@@ -3,10 +3,12 @@
 from typing import NamedTuple
 
 from lmjax.core.config import Config, leaf
+from lmjax.core.errors import UserError
 from lmjax.plan.cards import Card
 from lmjax.plan.failures import DAY
 
 _YEAR_DAYS = 365.25
+_HOPELESS = 1e-6  # goodput of a run that does not end
 
 
 class Money(Config):
@@ -66,6 +68,11 @@ def bill(
     tokens_per_second: of all GPUs together while they compute.
     goodput: share of the wall-clock that is kept work.
   """
+  if goodput < _HOPELESS:
+    raise UserError(
+      f'goodput is {goodput:.1g}, the run fails faster than it comes back: lower '
+      '--failures.restart_seconds, or raise --failures.storage_gb_per_second'
+    )
   days = tokens / (tokens_per_second * goodput) / DAY
   card_dollars = card.dollars if given.dollars_card is None else given.dollars_card
   hour_dollars = card.dollars_hour if given.dollars_hour is None else given.dollars_hour

@@ -76,14 +76,23 @@ class Plan(Task):
     target = self._find_target()
     # On one device, as a batch that is for `gpus` need not divide over the target's own mesh.
     alone = [f'--mesh.{axis}=1' for axis in AXES]
-    words = shlex.split(self.target_flags)
     try:
+      words = shlex.split(self.target_flags)
       command = command_line.parse(['plan', f'--experiment={self.target}', *alone, *words])
-    except UserError as error:
+    except (UserError, ValueError) as error:
       raise UserError(f'--target_flags: {error}') from None
-    assert isinstance(command, command_line.Command)
+    files = any(word.startswith(('--flagfile', '--config')) for word in words)
+    if files or isinstance(command, str) or command.experiment != self.target or command.workdir:
+      raise UserError(
+        f'--target_flags={self.target_flags}: pass settings of {self.target} only, such as '
+        "'--batch=512 --mesh.fsdp=16'"
+      )
     base: Any = command.task
     given = {axis for axis in AXES if any(word.startswith(f'--mesh.{axis}') for word in words)}
+    if 'data' in given and self.gpus is not None and base.mesh.devices != self.gpus:
+      raise UserError(
+        f'--gpus={self.gpus} sets mesh.data of the target, --target_flags give another: leave one out'
+      )
     sizes = {
       axis: size if axis in given else target.mesh.sizes[axis]
       for axis, size in base.mesh.sizes.items()
@@ -214,7 +223,7 @@ class Study:
     while options and len(fitting) < _CHANGES:
       some, options = options[:_AT_ONCE], options[_AT_ONCE:]
       fitting += [one for one in self.compile(some) if one.fits]
-    return fitting[:_CHANGES]
+    return sorted(fitting, key=lambda one: -one.tokens_per_second)[:_CHANGES]
 
   def notes(self) -> list[str]:
     return [f'{_way_text(task)} was left out: {why}' for task, why in self.refused]
@@ -226,10 +235,10 @@ class Study:
     print(f'compiling {_way_text(task)} ...', flush=True)
     try:
       program = compile_step(self.target, task, self.accelerator, folder)
-    except UserError as error:
+      return estimate(task, self.card, program)
+    except (UserError, ValueError) as error:  # ValueError: something in it cannot be read
       self.refused.append((task, str(error)))
       return None
-    return estimate(task, self.card, program)
 
 
 def _filled(mesh: Mesh, gpus: int) -> Mesh:
@@ -274,5 +283,5 @@ def _way_text(task: Pretrain) -> str:
   done: dict[str, Any] = way(task)
   return (
     f'{task.mesh} on {done["gpus"]:,}, microbatch {done["microbatch"]} x {done["accumulate"]}, '
-    f'remat {done["remat"]}'
+    f'remat {done["remat"]}, moments {task.optimizer.moment_dtype} on {task.optimizer.memory}'
   )

@@ -194,11 +194,9 @@ def _figures(figures: Sequence[Mapping[str, Any]]) -> list[str]:
   for group, title in GROUPS.items():
     members = [each for each in figures if each['group'] == group]
     rows += [(title, '', '', '')] if members else []
-    for each in members[:_ROWS]:
+    for each in members:
       shown = quantity(each['value'], each['unit'])
       rows.append((f'  {each["name"]}', shown, _LETTERS[each['label']], each['note'] or ''))
-    left = _left(len(members) - _ROWS)
-    rows += [(f'  {left}', '', '', '')] if left else []
   return _table(rows, '<><<') if rows else []
 
 

@@ -155,7 +155,15 @@ class _Run:
     """Has computing wait for an event; returns when it goes on."""
     event = self.events[index]
     end = event.start + event.seconds
-    self.events[index] = event._replace(exposed=min(event.seconds, max(0.0, end - now)))
+    # One may have stood behind others: what they take of the wait is theirs.
+    for place in range(index, -1, -1):
+      before = self.events[place]
+      if before.loops != event.loops or before.work is not None:
+        continue
+      wait = min(end, before.start + before.seconds) - max(now, before.start)
+      if before.start + before.seconds <= now:
+        break
+      self.events[place] = before._replace(exposed=before.exposed + max(0.0, wait))
     return max(now, end)
 
   def _loop(

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lmjax.core.task import Report
-from lmjax.parallel.sharding import batch_ways
 
 UNKNOWN = '-'
 # Where the figures that have no label of their own are from.
@@ -135,18 +134,8 @@ def next_command(report: Report) -> tuple[str, list[str]]:
       return 'plan with what makes it fit', [*words, f'--target_flags={shlex.quote(mends[0])}']
     return 'plan with more GPUs', words
   mesh = [f'--mesh.{axis}={n}' for axis, n in report['mesh'].items()]
-  return 'run it there', [*f'{_RUN}{target}'.split(), *(_flags(best) if best else mesh)]
-
-
-def _flags(candidate: Mapping[str, Any]) -> list[str]:
-  """What makes the target the candidate."""
-  rows = candidate['microbatch'] * candidate['accumulate'] * batch_ways(candidate['mesh'])
-  return [
-    *(f'--mesh.{axis}={n}' for axis, n in candidate['mesh'].items()),
-    f'--batch={rows}',
-    f'--accumulate={candidate["accumulate"]}',
-    f'--model.remat={candidate["remat"]}',
-  ]
+  flags = shlex.split(best['flags']) if best and 'flags' in best else mesh
+  return 'run it there', [*f'{_RUN}{target}'.split(), *map(shlex.quote, flags)]
 
 
 def _spans(rows: Iterable[Mapping[str, Any]]) -> list[tuple[float, float]]:

@@ -122,7 +122,7 @@ def test_a_users_own_card_is_found_in_its_module():
     ('my_cards:MIN', "my_cards has no lmjax.plan.cards.Card 'MIN': did you mean MINE?"),
     ('my_cards:PRICE', "my_cards has no lmjax.plan.cards.Card 'PRICE': known are: MINE"),
     ('nowhere:MINE', "No module named 'nowhere': start from its folder, or set PYTHONPATH"),
-    (':MINE', '--accelerator=:MINE: Empty module name'),
+    (':MINE', '--accelerator=:MINE: ValueError: Empty module name'),
   ],
 )
 @pytest.mark.usefixtures('own_module')

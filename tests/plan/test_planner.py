@@ -100,6 +100,17 @@ def test_a_plan_that_does_not_fit_says_what_would(tmp_path):
     ({'target': 'posts_tinny'}, 'did you mean posts_tiny'),
     ({'target': 'doctor', 'target_flags': ''}, '--target=doctor is not a training run'),
     ({'target_flags': '--model.layerz=2', 'target': 'posts_tiny'}, 'did you mean --model.layers'),
+    ({'target_flags': '--batch="8'}, '--target_flags: No closing quotation'),
+    (
+      {'target_flags': '--flagfile=flags.txt'},
+      'pass settings of posts_dense_1b only|cannot|No such',
+    ),
+    (
+      {'target_flags': f'{FLAGS} --mesh.data=4', 'gpus': 8},
+      '--gpus=8 sets mesh.data of the target',
+    ),
+    ({'target_flags': '--help'}, 'pass settings of posts_dense_1b only'),
+    ({'target_flags': '--workdir=elsewhere'}, 'pass settings of posts_dense_1b only'),
     ({'accelerator': 'h10'}, "unknown accelerator 'h10': did you mean h100"),
     (
       {'target_flags': f'{FLAGS} --mesh.fsdp=3', 'gpus': 8, 'search': False},

@@ -74,6 +74,17 @@ def test_what_is_computed_beside_hides_it():
   assert found.flops() == {'product': 5 * 2 * 4096**3}
 
 
+def test_a_collective_behind_another_leaves_each_its_part_of_the_wait():
+  second = PROGRAM.replace(
+    '  %done =',
+    '  %next = bf16[4096,4096]{1,0} all-reduce-start(%x), replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add\n'
+    '  %after = bf16[4096,4096]{1,0} all-reduce-done(%next)\n  %done =',
+  ).replace('PRODUCT\n', '')
+  found = simulate(hlo.parse(second), MACHINE)
+  assert found.exposed_seconds() == pytest.approx(found.seconds)
+  assert len({event.exposed for event in found.talking()}) == 1
+
+
 def test_rows_given_to_experts_that_nobody_sent_are_not_computed():
   done = Work('experts', 1e12, 1e9, 'bf16', 'triton grouped_dot')
   assert timeline.compute_seconds(done, CARD) == pytest.approx(
