@@ -23,25 +23,25 @@ class Failures(Config):
     'Unexpected stops for each GPU and day (419 in 54 days on 16,384: arXiv:2407.21783).',
     low=0,
   )
+  # Over 90% effective time (arXiv:2407.21783) leaves at most 1,113 for each stop, lost work included.
   restart_seconds: float = leaf(
     300.0,
-    'Seconds from a failure until the run computes again: a judgement; over 90% effective time in '
-    'arXiv:2407.21783 leaves at most 1,113 for each stop, lost work included.',
+    'Seconds from a failure until the run computes again: a judgement.',
     low=0,
   )
+  # The rest of a save is asynchronous.
   save_seconds: float = leaf(
     2.0,
-    'Seconds that a save keeps a step from starting, for the copy to the host: a judgement; the rest '
-    'of it is asynchronous.',
+    'Seconds that a save keeps a step from starting, for the copy to the host: a judgement.',
     above=0,
   )
   restore_seconds: float = leaf(
     60.0, 'Seconds in which a checkpoint is to be read back, for the bandwidth it takes.', above=0
   )
+  # 2 TB/s for 16,384 GPUs: arXiv:2407.21783.
   storage_gb_per_second: float | None = leaf(
     None,
-    'GB/s that storage takes from all hosts together; none: 0.12 for each GPU (2 TB/s for 16,384: '
-    'arXiv:2407.21783).',
+    'GB/s that storage takes from all hosts together; none: 0.12 for each GPU.',
     above=0,
   )
   sites: int = leaf(1, 'Data centres; over two, mesh.data is split between them.', low=1, high=2)

@@ -29,10 +29,10 @@ class Money(Config):
   kwh_dollars: float = leaf(
     0.08, 'Dollars for a kWh: what US industry paid on average in 2024 (EIA).', low=0
   )
+  # The Uptime Institute survey of 2024 has 1.56 on average.
   pue: float = leaf(
     1.2,
-    'Power of the building over that of its machines (power usage effectiveness): a judgement; 1.56 '
-    'on average of the Uptime Institute survey of 2024.',
+    'Power of the building over that of its machines (power usage effectiveness): a judgement.',
     low=1,
   )
 
