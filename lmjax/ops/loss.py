@@ -79,6 +79,7 @@ def _run(loss_of, chunk: int, head: Params, hidden_BLD, targets_BL, weights_BL):
   L = hidden_BLD.shape[1]
   size = chunk if 0 < chunk < L and L % chunk == 0 else L
   cut = lambda x: jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
+  # Of the rows, so that in a `shard_map` it counts as different on every device, as the sums are.
   zero = jnp.zeros_like(weights_BL, shape=()) + 0 * jnp.ravel(weights_BL)[0]
   start = (zero, jax.tree.map(jnp.zeros_like, head))
   chunks = tuple(cut(x) for x in (hidden_BLD, targets_BL, weights_BL))

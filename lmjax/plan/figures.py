@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from lmjax.core.errors import UserError
 from lmjax.core.task import Report
-from lmjax.plan import estimate
+from lmjax.plan import estimate, formula
 from lmjax.plan.cards import GB, GIB, Card
 from lmjax.plan.estimate import Estimate
 from lmjax.plan.failures import Failures, Losses, across_sites, losses
@@ -71,8 +71,6 @@ def summary(found: Estimate, tokens: float, money: Money, failures: Failures) ->
 
 def checkpoint_bytes(found: Estimate) -> float:
   """Of parameters and moments of the whole model; they are saved as they are, whatever holds them."""
-  from lmjax.plan import formula
-
   sizes = formula.sizes_of(found.task, estimate.model_of(found.task))
   return 4.0 * sum(size for size, _ in sizes.parameters) * (1 + sizes.moments)
 
@@ -155,8 +153,6 @@ def _sites(found: Estimate, given: Failures) -> Iterator[Figure]:
       f'failures.sites=2 splits mesh.data between them, which is {found.task.mesh.data}: pass '
       '--target_flags or --gpus that make it even'
     )
-  from lmjax.plan import formula
-
   sizes = formula.sizes_of(found.task, estimate.model_of(found.task))
   gradients = 4.0 * sum(size for size, _ in sizes.parameters)
   passes = found.task.accumulate

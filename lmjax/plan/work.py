@@ -106,19 +106,13 @@ def _product(instruction: Instruction, types: Types, kernel: str) -> Work:
 
 
 def _cudnn(instruction: Instruction, types: Types, target: str) -> Work:
-  """Fused attention of cuDNN on [B, L, H, K], half of the scores where it is causal."""
+  """Fused attention of cuDNN on [B, L, H, K] or [B, H, L, K], L > H; half of it where it is causal."""
   query, key = (hlo.arrays(types[name])[0] for name in instruction.operands[:2])
   mask = _MASK.search(instruction.rest)
   share = 0.5 if mask and 'CAUSAL' in mask[1] else 1.0
   products = 5 if 'ackward' in target else 2
-  flops = 2.0 * products * query.size * _key_length(query, key) * share
+  flops = 2.0 * products * query.size * max(key.shape[1:-1]) * share
   return Work('attention', flops, _bytes(instruction, types), query.dtype, 'cudnn attention')
-
-
-def _key_length(query: hlo.Array, key: hlo.Array) -> int:
-  """Of [B, L, H, K] or [B, H, L, K]: the dimension where heads do not stand."""
-  del query
-  return max(key.shape[1:-1])
 
 
 def _triton(instruction: Instruction, types: Types) -> Work:
