@@ -24,6 +24,7 @@ NEEDED = ('munged', 'slurmctld', 'slurmd', 'sbatch', 'srun', 'scontrol', 'scance
 SEARCHED = os.pathsep.join([os.environ['PATH'], '/usr/sbin', '/sbin'])
 MISSING = [name for name in NEEDED if not shutil.which(name, path=SEARCHED)]
 TIMEOUT = 100.0
+JOB_TIMEOUT = 300.0  # a job that is queued again starts Python twice, maybe beside another test
 STEPS = 200
 
 pytestmark = [
@@ -70,11 +71,11 @@ def free_ports(count):
     return [each.getsockname()[1] for each in sockets]
 
 
-def wait_until(is_so, what, log=None):
-  end = time.monotonic() + TIMEOUT
+def wait_until(is_so, what, log=None, timeout=TIMEOUT):
+  end = time.monotonic() + timeout
   while not is_so():
     said = log.read_text() if log and log.exists() else ''
-    assert time.monotonic() < end, f'not within {TIMEOUT:.0f} s: {what}\n{said}'
+    assert time.monotonic() < end, f'not within {timeout:.0f} s: {what}\n{said}'
     time.sleep(0.1)
 
 
@@ -126,7 +127,8 @@ class Job:
   def end(self):
     """Waits for the end of the job; what Slurm then says of it."""
     ended = ('COMPLETED', 'FAILED', 'TIMEOUT', 'CANCELLED', 'NODE_FAIL')
-    wait_until(lambda: self.says('JobState') in ended, 'the end of the job', self.log)
+    is_over = lambda: self.says('JobState') in ended
+    wait_until(is_over, 'the end of the job', self.log, JOB_TIMEOUT)
     return self.says('JobState')
 
 
