@@ -97,7 +97,7 @@ class Decoder(Config):
   )
   moe: MoE | None = part(None, 'Experts in place of the feed-forward.')
   dtype: Literal['float32', 'bfloat16'] = leaf(
-    'float32', 'Compute dtype; parameters and sums are f32.'
+    'float32', 'Compute dtype (f32 on CPUs without bf16); parameters and sums are f32.'
   )
   matmul: Literal['float32', 'bfloat16', 'float8'] | None = leaf(
     None, "What weights' products round to; none: dtype. float8: from H100 on, not for experts."

@@ -31,6 +31,7 @@ def header(job: 'Job', first: int) -> str:
   lines = [
     f'device      {device()}, mesh {task.mesh}; peak {peak / 1e9:,.0f} GFLOP/s ({source})',
     *([job.preset.line] if job.preset.compiler_options else []),
+    *_dtype_lines(job),
     *_pipeline_lines(job),
     *_expert_lines(job),
     *_warnings(job),
@@ -74,6 +75,15 @@ def pipeline_report(job: 'Job') -> dict[str, Any] | None:
     'live_items': plan.live_items,
     'live_activation_bytes': _live_bytes(job, plan),
   }
+
+
+def _dtype_lines(job: 'Job') -> list[str]:
+  if job.model.dtype == job.task.model.dtype:
+    return []
+  return [
+    f'dtype       {job.model.dtype}: this CPU has no instructions for {job.task.model.dtype}, with '
+    'which products would be slower'
+  ]
 
 
 def _expert_lines(job: 'Job') -> list[str]:

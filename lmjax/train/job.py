@@ -1,5 +1,6 @@
 """One start of a training run: everything that `Pretrain` opens, and how it is wired together."""
 
+import dataclasses
 import itertools
 import json
 import time
@@ -21,6 +22,7 @@ from lmjax.data.mixture import Mixture
 from lmjax.data.prepare import prepare_all
 from lmjax.data.shards import Shards
 from lmjax.data.split import Part
+from lmjax.models.transformer import Decoder
 from lmjax.parallel import hosts
 from lmjax.parallel.accelerator import preset
 from lmjax.parallel.mesh import Mesh
@@ -64,10 +66,10 @@ class Job:
     self.audit = Audit(workdir if task.audit else None)
     self.feed = Feed(loader, batch_sharding(self.mesh), self.audit)
     self.tokenizer = self.shards[0].tokenizer
-    self.model = task.model.with_vocab(self.tokenizer.vocab)
+    self.preset = preset(jax.devices()[0].device_kind)
+    self.model = self._suited_model()
     rows = task.batch // task.accumulate
     check_mesh(task.mesh.sizes, self.model, rows, task.length, task.accumulate)
-    self.preset = preset(jax.devices()[0].device_kind)
     self.preset.check(self.model.attention, self.model.product_dtype)
     self.tx = task.optimizer.build(self.model.dims(), task.steps)
     self.store = self._open_store()
@@ -76,6 +78,15 @@ class Job:
     self.evaluator = Evaluator(
       self.model, self.tokenizer, self.mesh, batch=task.batch, length=task.length
     )
+
+  def _suited_model(self) -> Decoder:
+    """The model for the tokenizer and these devices; refused where processes would differ."""
+    dtype = self.preset.compute_dtype(self.task.model.dtype)
+    hosts.check_equal(
+      'compute dtype', dtype, 'use one kind of machine, or pass --model.dtype=float32'
+    )
+    model = dataclasses.replace(self.task.model, dtype=dtype)
+    return model.with_vocab(self.tokenizer.vocab)
 
   def _open_store(self) -> Store:
     keep = self.task.checkpoint
