@@ -1,0 +1,10 @@
+"""How fast lmjax is beside its peers on the same work, and beside what the machine can do."""
+
+from lmjax.bench.train import BenchTrain
+from lmjax.core.registry import experiment
+
+
+@experiment
+def bench_train() -> BenchTrain:
+  """Time a training step beside torch's, eager and compiled: half an hour."""
+  return BenchTrain()
