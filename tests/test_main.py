@@ -20,6 +20,14 @@ assert not [name for name in sys.modules if name.startswith('experiments')]
 assert time.process_time() < 1, time.process_time()
 """
 
+HELP = """
+import sys
+from lmjax.main import main
+main(['lmjax', '--experiment=posts_tiny', '--help'])
+late = {'torch', 'boto3', 'tensorboardX', 'grain', 'orbax', 'pyarrow', 'jax.experimental.pallas'}
+assert not late & set(sys.modules), late & set(sys.modules)
+"""
+
 
 @pytest.fixture
 def start(tmp_path):
@@ -83,6 +91,11 @@ def test_a_mistake_ends_before_anything_is_written(start, tmp_path):
 
 def test_choosing_imports_no_jax_and_takes_well_under_a_second(start):
   done = start(command=('-c', NO_JAX))
+  assert done.returncode == 0, done.stderr
+
+
+def test_the_flags_of_a_run_are_shown_without_what_only_a_run_needs(start):
+  done = start(command=('-c', HELP))
   assert done.returncode == 0, done.stderr
 
 

@@ -16,7 +16,6 @@ The one file that knows orbax. Knows nothing about models, optimizers or how lay
 state is a pytree of arrays, and its paths are the names in the checkpoint.
 """
 
-import asyncio
 import contextlib
 import json
 import time
@@ -204,6 +203,8 @@ class Store:
 
   def _write(self, draft: Path, arrays: dict[str, jax.Array]) -> list[Any]:
     """What to wait for until this process has written its shards of `arrays`."""
+    import asyncio
+
     import orbax.checkpoint as ocp
     from etils import epath
 

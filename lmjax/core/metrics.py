@@ -13,12 +13,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol, Self, TextIO
-
-import tensorboardX
+from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 
 from lmjax.core.clock import duration_text
 from lmjax.core.config import Config, leaf
+
+if TYPE_CHECKING:
+  import tensorboardX
 
 EVALUATION = 'held_out/'
 LIVE_SECONDS = 0.1
@@ -133,14 +134,14 @@ class TensorBoard:
     self._writer: tensorboardX.SummaryWriter | None = None
 
   def write(self, step: int, metrics: Metrics) -> None:
-    writer = self._writer = self._writer or tensorboardX.SummaryWriter(str(self._folder))
+    writer = self._writer = self._writer or _event_writer(str(self._folder))
     for name, value in metrics.items():
       writer.add_scalar(name, value, step)
 
   def rewind(self, step: int) -> None:
     """Begins an event file that has TensorBoard hide what older ones hold after `step`."""
     self.close()
-    self._writer = tensorboardX.SummaryWriter(
+    self._writer = _event_writer(
       str(self._folder),
       purge_step=step + 1,
       filename_suffix=f'.{step}',  # file names count in seconds: a quick restart would overwrite
@@ -150,6 +151,18 @@ class TensorBoard:
     if self._writer is not None:
       self._writer.close()
       self._writer = None
+
+
+def _event_writer(*args: Any, **options: Any) -> 'tensorboardX.SummaryWriter':
+  """tensorboardX's writer, without torch and boto3: it imports them where they are, for 2 s."""
+  absent = {'torch', 'boto3'} - sys.modules.keys()
+  sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]
+  try:
+    import tensorboardX
+  finally:
+    for name in absent:
+      del sys.modules[name]
+  return tensorboardX.SummaryWriter(*args, **options)
 
 
 class Terminal:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import fsspec
-import pyarrow
 
 from lmjax.core.errors import UserError
 
@@ -67,6 +66,8 @@ def streams(path: str) -> Generator[tuple[str, BinaryIO]]:
     file.seek(0)
     packing = _COMPRESSED.get(magic[:2]) or _COMPRESSED.get(magic)
     if packing:
+      import pyarrow
+
       # Unlike zstandard's own reader, this one notices a file that was cut off.
       with pyarrow.CompressedInputStream(file, packing) as stream:
         yield path, cast(BinaryIO, stream)

@@ -13,14 +13,14 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
-from typing import Any, BinaryIO, Literal, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, TextIO
 from zipfile import BadZipFile
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lmjax.core.errors import UserError
 from lmjax.data import files, platforms
+
+if TYPE_CHECKING:
+  import pyarrow as pa
 
 Format = Literal[
   'auto',
@@ -61,7 +61,6 @@ _ITEMS = {
   'x_api': platforms.page_items,
   'activitypub': platforms.outbox_items,
 }
-_DAMAGE = (OSError, EOFError, zlib.error, BadZipFile, pa.ArrowException, csv.Error)
 
 
 class Row(NamedTuple):
@@ -109,12 +108,19 @@ def read_rows(path: str, seen: Look, columns: Collection[str] = ()) -> Generator
 def _explained(path: str, format: Format) -> Iterator[None]:
   try:
     yield
-  except _DAMAGE as error:
+  except _damage() as error:
     how = '' if format == 'auto' else f' as {format}'
     raise UserError(
       f'{path} cannot be read{how} ({error}): it may be cut off or of another format, '
       'so get it again, leave it out or pass --posts_format'
     ) from error
+
+
+def _damage() -> tuple[type[Exception], ...]:
+  """What readers raise on files that are not what they should be."""
+  import pyarrow as pa
+
+  return OSError, EOFError, zlib.error, BadZipFile, pa.ArrowException, csv.Error
 
 
 def _rows(stream: BinaryIO, name: str, seen: Look, columns: Collection[str]) -> Iterator[Row]:
@@ -273,6 +279,8 @@ class _RecordLines:
 
 
 def _parquet_rows(stream: BinaryIO, name: str, columns: Collection[str]) -> Iterator[Row]:
+  import pyarrow.parquet as pq
+
   file = pq.ParquetFile(stream)
   names = [column for column in file.schema_arrow.names if not columns or column in columns]
   at = itertools.count(1)
@@ -281,8 +289,10 @@ def _parquet_rows(stream: BinaryIO, name: str, columns: Collection[str]) -> Iter
       yield Row(values, f'{name}:{next(at)}')
 
 
-def _with_unix_times(batch: pa.RecordBatch) -> pa.RecordBatch:
+def _with_unix_times(batch: 'pa.RecordBatch') -> 'pa.RecordBatch':
   """Timestamps as unix microseconds: for nanoseconds and for some time zones Python has no type."""
+  import pyarrow as pa
+
   for index, field in enumerate(batch.schema):
     if pa.types.is_timestamp(field.type):
       micros = batch.column(index).cast(pa.timestamp('us', field.type.tz), safe=False)

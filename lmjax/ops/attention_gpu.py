@@ -14,13 +14,11 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from absl import logging
-from jax.experimental import pallas as pl
-from jax.experimental.pallas.ops.gpu import attention as kernel
 from jax.sharding import PartitionSpec
 
 from lmjax.core.errors import UserError
 from lmjax.ops.attention import attend_blocked
-from lmjax.parallel.sharding import TABLE, Dims, axis_sizes, spec
+from lmjax.parallel.sharding import TABLE, Dims, axis_sizes, by_platform, spec
 
 Choice = Literal['auto', 'blocked', 'pallas']
 
@@ -119,18 +117,24 @@ def attend_kernel(
 
 def _attend_by_platform(q_BLHK, k_BLGK, v_BLGK, segments_BL, **same) -> jax.Array:
   """The kernel in a program for NVIDIA GPUs, the blocked attention in any other."""
-  return jax.lax.platform_dependent(
+  blocked = functools.partial(attend_blocked, **same)
+  return by_platform(
     q_BLHK,
     k_BLGK,
     v_BLGK,
     segments_BL,
     cuda=functools.partial(attend_kernel, **same),
-    default=functools.partial(attend_blocked, **same),
+    cpu=blocked,
+    default=blocked,
   )
 
 
 def _attend_local(scale: float, interpret: bool, q_BLHK, k_BLHK, v_BLHK, segments_BL) -> jax.Array:
   """The kernel on rows filled up to whole tiles; f32 [B, L, H, K]."""
+  # Here, as they take 0.1 s to import.
+  from jax.experimental import pallas as pl
+  from jax.experimental.pallas.ops.gpu import attention as kernel
+
   L, K = q_BLHK.shape[1], q_BLHK.shape[3]
   width = pl.next_power_of_2(K) * q_BLHK.dtype.itemsize
   tile = min(_TILE, _TILE_BYTES // width, pl.next_power_of_2(max(L, _NARROWEST)))

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lmjax.parallel.sharding import by_platform
+
 _AXIS = 'expert'
 
 
@@ -50,10 +52,10 @@ def run_on_experts(
   sizes_Pe = sizes_E.reshape(P, -1)
   arriving_Pe = jax.lax.all_to_all(sizes_Pe, _AXIS, 0, 0, tiled=True)
   plan = make_plan(sizes_Pe, arriving_Pe)
-  x_RD = jax.lax.platform_dependent(x_TD, plan, cpu=_send_padded, default=_send_ragged)
+  x_RD = by_platform(x_TD, plan, cpu=_send_padded, default=_send_ragged)
   order_R = jnp.argsort(_experts_of(arriving_Pe, T), stable=True)
   y_RD = run(x_RD[order_R], jnp.sum(arriving_Pe, axis=0))[jnp.argsort(order_R)]
-  return jax.lax.platform_dependent(y_RD, plan, cpu=_return_padded, default=_return_ragged)
+  return by_platform(y_RD, plan, cpu=_return_padded, default=_return_ragged)
 
 
 def padding_bytes(rows: int, width: int, itemsize: int, devices: int) -> int:

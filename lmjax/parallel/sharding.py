@@ -72,6 +72,17 @@ def constrain(x: jax.Array, *dims: str | None) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, spec(tuple(names), taken))
 
 
+def by_platform(*operands: Any, cpu: Callable, **others: Callable) -> Any:
+  """`jax.lax.platform_dependent`, but under a mesh of CPU devices `cpu` alone is traced.
+
+  The branches for others cost a second of tracing and importing, of which nothing would be left.
+  """
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  if device is not None and device.platform == 'cpu':
+    return cpu(*operands)
+  return jax.lax.platform_dependent(*operands, cpu=cpu, **others)
+
+
 def axis_sizes() -> dict[str, int]:
   """The size of each axis of the mesh in force; empty without one."""
   return dict(jax.sharding.get_abstract_mesh().shape)

@@ -180,6 +180,21 @@ def test_tensorboard_hides_what_a_resumed_run_repeats(tmp_path):
   assert starts == [3]
 
 
+def test_scalars_for_tensorboard_import_neither_torch_nor_boto3_and_leave_them_to_others(tmp_path):
+  program = (
+    'import sys\n'
+    'from pathlib import Path\n'
+    'from lmjax.core.metrics import TensorBoard\n'
+    f'writer = TensorBoard(Path({str(tmp_path)!r}))\n'
+    'writer.write(1, {"loss": 0.5})\n'
+    'writer.close()\n'
+    'assert not {"torch", "boto3"} & set(sys.modules)\n'
+    'import boto3\n'
+  )
+  subprocess.run([sys.executable, '-c', program], check=True)
+  assert len(list(tmp_path.iterdir())) == 1
+
+
 @pytest.mark.parametrize('tensorboard', [True, False])
 def test_the_configuration_chooses_the_writers(tmp_path, tensorboard, capsys):
   with Writers(tensorboard=tensorboard).build(tmp_path, 2) as writers:
