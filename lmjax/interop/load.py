@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
-
 from lmjax.checkpoint.store import find_checkpoint, restore_params
 from lmjax.core import config, registry, tree
 from lmjax.core.errors import UserError
@@ -36,7 +34,7 @@ def load(checkpoint: str) -> Loaded:
   task = config.from_json(registry.find(saved['experiment']), saved['config'])
   tokenizer = Tokenizer.load(folder / 'tokenizer.json')
   model: Decoder = task.model.with_vocab(tokenizer.vocab)  # type: ignore[attr-defined]
-  shapes = tree.stack(jax.eval_shape(model.init, jax.random.key(0)))
+  shapes = tree.stack(model.shapes())
   params = restore_params(folder, shapes)
   params = params if model.layout == 'scan' else tree.unstack(params)
   return Loaded(model, params, tokenizer, folder, int(folder.name))

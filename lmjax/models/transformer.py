@@ -8,6 +8,7 @@ dim, V vocab, N layers.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -218,10 +219,13 @@ class Decoder(Config):
 
   def dims(self) -> dict[str, Any]:
     """The dimension names of every parameter, a tree like `init`'s."""
-    boxed = jax.eval_shape(self._init_boxed, jax.random.key(0))
     return jax.tree.map(
-      lambda box: box.names, boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned)
+      lambda box: box.names, _abstract(self), is_leaf=lambda x: isinstance(x, nn.Partitioned)
     )
+
+  def shapes(self) -> Params:
+    """Shape and dtype of every parameter, a tree like `init`'s."""
+    return nn.unbox(_abstract(self))
 
   def _init_boxed(self, key: jax.Array) -> dict[str, Any]:
     fold = jax.random.fold_in
@@ -455,6 +459,12 @@ class Ends(nn.Module):
 def _apply(module: nn.Module, params: Params, *arguments: Any, method: str | None = None) -> Any:
   """What `module` returns of `arguments`; Flax types it as possibly mutated variables too."""
   return module.apply({'params': params}, *arguments, method=method)
+
+
+@functools.lru_cache(32)
+def _abstract(model: Decoder) -> dict[str, Any]:
+  """What `init` gives, without arrays; kept, since a start asks for it several times, at 0.1 s each."""
+  return jax.eval_shape(model._init_boxed, jax.random.key(0))
 
 
 def _block_example(c: Decoder):

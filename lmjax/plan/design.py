@@ -177,7 +177,7 @@ def design(task: Pretrain, model: Any) -> Design:
 
 
 def _parameters(model: Any) -> Iterator[Parameter]:
-  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  shapes = model.shapes()
   dims = jax.tree.leaves(model.dims(), is_leaf=is_dims)
   for (path, x), names in zip(jax.tree.leaves_with_path(shapes), dims, strict=True):
     yield Parameter(jax.tree_util.keystr(path, simple=True, separator='/'), x.shape, names)

@@ -77,7 +77,7 @@ class Sizes(NamedTuple):
 
 def sizes_of(task: Pretrain, model: Any) -> Sizes:
   """`Sizes` of a task; `model` has a vocabulary."""
-  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  shapes = model.shapes()
   tx = task.optimizer.build(model.dims(), task.steps)
   state = jax.eval_shape(tx.init, shapes)
   held = lambda part: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(part))

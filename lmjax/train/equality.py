@@ -169,7 +169,7 @@ def random_params(model: Decoder, seed: int = 0) -> Params:
   They are drawn in the stacked layout, so that both layouts of a model get the same.
   """
   stacked = dataclasses.replace(model, layout='scan')
-  shapes = jax.eval_shape(stacked.init, jax.random.key(0))
+  shapes = stacked.shapes()
   rng = np.random.default_rng(seed)
 
   def draw(path: str, x: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -229,7 +229,7 @@ def _compiled(case: Case) -> tuple[Any, list[dict[str, Any]]]:
   model, mesh = small_model(case.kind, case.layout), case.mesh.build()
   sharding.check_mesh(case.mesh.sizes, model, _ROWS // case.accumulate, _LENGTH, case.accumulate)
   layout = sharding.shardings(mesh, model.dims())
-  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  shapes = model.shapes()
   place = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
   params = jax.tree.map(place, shapes, layout)
   batch = jax.tree.map(lambda x: place(x, batch_sharding(mesh)), make_batch(True))

@@ -21,7 +21,7 @@ _EXPECTED_MFU = 0.4
 
 def header(job: 'Job', first: int) -> str:
   """The lines to show before step `first` + 1."""
-  task, size = job.task, tree.count(jax.eval_shape(job.model.init, jax.random.key(0)))
+  task, size = job.task, tree.count(job.model.shapes())
   tokens = task.batch * task.length * task.steps
   flops = job.flops_per_token * tokens
   peak, source = peak_flops(job.model.dtype)

@@ -1,5 +1,6 @@
 """The state of a run: what a step reads and writes, how it starts, and where its arrays live."""
 
+import functools
 from typing import Any, Literal
 
 import flax.struct
@@ -44,10 +45,16 @@ def init_state(model: Decoder, tx: optax.GradientTransformation, seed: int) -> T
   return TrainState(zero, zero, params, tx.init(params), jax.random.key_data(rng))
 
 
+@functools.lru_cache(8)
+def _shapes(model: Decoder, tx: optax.GradientTransformation) -> TrainState:
+  """Shapes and dtypes of the state; kept, since tracing takes 0.2 s and a start asks three times."""
+  return jax.eval_shape(lambda: init_state(model, tx, 0))
+
+
 def state_dims(model: Decoder, tx: optax.GradientTransformation) -> TrainState:
   """The dimension names of every array of the state: moments are laid out as their parameters."""
   dims = model.dims()
-  state = jax.eval_shape(lambda: init_state(model, tx, 0))
+  state = _shapes(model, tx)
   moments = optax.tree.map_params(
     tx,
     _moment_dims,
@@ -118,6 +125,6 @@ def abstract_state(
   model: Decoder, tx: optax.GradientTransformation, mesh: jax.sharding.Mesh
 ) -> TrainState:
   """Shapes, dtypes and shardings of the state, without any memory: what a restore fills."""
-  shapes = jax.eval_shape(lambda: init_state(model, tx, 0))
+  shapes = _shapes(model, tx)
   place = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
   return jax.tree.map(place, shapes, state_shardings(model, tx, mesh))
