@@ -230,8 +230,8 @@ def peak_flops(dtype: str = 'float32') -> tuple[float, str]:
       source = f'{count} x {flops / 1e12:,.0f} TFLOP/s, bf16 dense, data sheet of {name}'
       return flops * count, source
   if device.platform == 'cpu':
-    flops = _measure_matmul(2048, dtype)
-    return flops * jax.process_count(), f'{dtype} matrix product of 2048^3, measured here'
+    flops = _measure_matmul(1024, dtype)  # of 2048 it is the same to 5%, and takes 8 times as long
+    return flops * jax.process_count(), f'{dtype} matrix product of 1024^3, measured here'
   flops = _measure_matmul(8192, 'bfloat16')
   return flops * count, f'{count} x a bf16 matrix product of 8192^3, measured here'
 

@@ -264,5 +264,5 @@ def test_known_gpus_are_looked_up(monkeypatch, kind, flops):
 def test_the_peak_of_a_cpu_is_measured_once():
   flops, source = peak_flops()
   assert 1e9 < flops < 1e14
-  assert source == 'float32 matrix product of 2048^3, measured here'
+  assert source == 'float32 matrix product of 1024^3, measured here'
   assert clock.peak_flops() is peak_flops()
