@@ -218,7 +218,8 @@ class _Start:
     with socket.create_server(('127.0.0.1', 0)) as free:
       port = free.getsockname()[1]
     hosts = [f'--hosts.coordinator=127.0.0.1:{port}', f'--hosts.processes={layout.processes}']
-    environment = {**os.environ, 'XLA_FLAGS': ''}  # one device a process
+    one = '--xla_force_host_platform_device_count=1'  # the last that is given counts
+    environment = {**os.environ, 'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} {one}'}
     self._processes = []
     with self._log.open('ab') as log:
       for number in range(layout.processes):

@@ -49,7 +49,8 @@ class Run:
       **os.environ,
       'PYTHONPATH': str(HERE),
       'LMJAX_CACHE': str(self._cache),
-      'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+      # The last that is given counts.
+      'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count={devices}',
       # Kept between test sessions: with a cold cache a run takes 10 s more.
       'JAX_COMPILATION_CACHE_DIR': str(Path(tempfile.gettempdir()) / 'lmjax-test-xla-runs'),
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
