@@ -52,7 +52,7 @@ def test_a_kill_at_any_moment_of_a_save_loses_no_completed_one(tmp_path):
   folder, rng, completed, inside = tmp_path / 'checkpoints', random.Random(0), 0, 0
   where = SingleDeviceSharding(jax.devices()[0])
   shape = jax.ShapeDtypeStruct((1 << 20,), jnp.int32, sharding=where)
-  for _ in range(6):
+  for _ in range(4):
     completed = max(completed, _run_and_kill(folder, rng))
     inside += any(folder.glob('*.tmp'))
     with Store(folder, keep_latest=2, keep_every=None, files={}) as store:
@@ -62,4 +62,4 @@ def test_a_kill_at_any_moment_of_a_save_loses_no_completed_one(tmp_path):
       assert extra == {'step': step}
       assert bool(jnp.all(state['a'] == step) & jnp.all(state['b'] == step + 1))
   assert completed > 0
-  assert inside >= 3  # 6 of 6 on a quiet machine
+  assert inside >= 2  # 4 of 4 on a quiet machine

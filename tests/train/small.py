@@ -17,7 +17,7 @@ def small() -> Pretrain:
   return Pretrain(
     steps=60,
     batch=4,
-    length=32,
+    length=128,  # held-out posts then need programs of two lengths, not of four
     source=Posts(posts=str(POSTS)),
     text=TokenizerConfig(vocab=300),
     model=Decoder(width=32, layers=2, heads=2, kv_heads=2, head_dim=16, mlp=64),

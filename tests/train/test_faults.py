@@ -101,39 +101,43 @@ def test_an_unbroken_run_accounts_for_every_second(unbroken):
   assert unbroken.report['seconds'] == unbroken.report['ledger']['wall']
 
 
-def test_five_kills_of_one_run_change_nothing(unbroken, new_run):
-  rng, run, saved = random.Random(0), new_run(), 0
-  for moment, after in (
-    (at_step(1), 0.0),  # before the first save
-    (in_save(rng.randint(6, 20)), rng.uniform(0.0, 0.1)),
-    (at_step(rng.randint(30, 38)), rng.uniform(0.0, 0.1)),
-    (in_save(rng.randint(48, 55)), rng.uniform(0.0, 0.1)),
-    (EVALUATING, rng.uniform(0.0, 0.3)),
-  ):
+def check_kills(run, unbroken, moments):
+  """Kills a new run at each of the moments in turn, and then has it end."""
+  saved = 0
+  for moment, after in moments:
     began, now = kill(run, moment, after)
     assert began == saved
     saved = now
-  assert resumed_at(run.finish()) == saved == STEPS
+  assert resumed_at(run.finish()) == saved
   check_same(run, unbroken)
 
 
-def draw_moments():
-  """20 moments over the whole life of a process: starting, saving, stepping, evaluating."""
-  rng = random.Random(1)
-  drawn = [(at_once, rng.uniform(0.0, 2.5)) for _ in range(3)]
-  drawn += [(in_save(rng.randint(1, STEPS - 5)), rng.uniform(0.0, 0.15)) for _ in range(7)]
-  drawn += [(at_step(rng.randint(1, STEPS - 1)), rng.uniform(0.0, 0.1)) for _ in range(7)]
-  drawn += [(EVALUATING, rng.uniform(0.0, 0.3)) for _ in range(3)]
-  return drawn
+def test_kills_of_one_run_change_nothing(unbroken, new_run):
+  rng = random.Random(0)
+  moments = (
+    (at_step(1), 0.0),  # before the first save
+    (in_save(rng.randint(6, 20)), rng.uniform(0.0, 0.1)),
+    (at_step(rng.randint(36, 44)), rng.uniform(0.0, 0.1)),
+  )
+  check_kills(new_run(), unbroken, moments)
+
+
+def draw_moments(seed):
+  """Five moments over the whole life of a run: starting, twice saving, stepping, evaluating."""
+  rng = random.Random(seed)
+  return (
+    (at_once, rng.uniform(0.0, 2.5)),
+    (in_save(rng.randint(1, 12)), rng.uniform(0.0, 0.1)),
+    (at_step(rng.randint(28, 34)), rng.uniform(0.0, 0.1)),
+    (in_save(rng.randint(46, 55)), rng.uniform(0.0, 0.1)),
+    (EVALUATING, rng.uniform(0.0, 0.3)),
+  )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('moment', 'after'), draw_moments(), ids=range(20))
-def test_a_kill_at_any_moment_changes_nothing(moment, after, unbroken, new_run):
-  run = new_run()
-  _, saved = kill(run, moment, after)
-  assert resumed_at(run.finish()) == saved
-  check_same(run, unbroken)
+@pytest.mark.parametrize('moments', [draw_moments(seed) for seed in range(1, 5)], ids=range(1, 5))
+def test_a_kill_at_any_moment_changes_nothing(moments, unbroken, new_run):
+  check_kills(new_run(), unbroken, moments)
 
 
 def test_what_a_kill_lost_is_counted_as_lost_work(new_run):
@@ -175,11 +179,9 @@ def test_a_second_signal_does_not_wait_for_the_save(new_run):
   assert 'saved at step' not in run.log.read_text()
 
 
-def test_a_run_stops_where_it_is_told_and_goes_on_from_there(halfway, copy, unbroken):
+def test_a_run_stops_where_it_is_told_on_the_way_of_an_unbroken_one(halfway, unbroken):
   assert halfway.report['steps'] == halfway.report['checkpoint']['step'] == 40
   assert halfway.metrics == unbroken.metrics[:40]
-  assert resumed_at(copy.finish()) == 40
-  check_same(copy, unbroken)
 
 
 def test_damaged_checkpoints_are_passed_over_with_a_warning(copy, unbroken):

@@ -20,9 +20,9 @@ def new_run(cache, tmp_path):
 
 @pytest.fixture(scope='module')
 def one_process(tmp_path_factory, cache):
-  """A run of one process with two devices."""
+  """A run of one process with one device, whose programs the compilation cache has."""
   run = Run(tmp_path_factory.mktemp('one') / 'run', cache)
-  run.finish('--mesh.data=2', '--stop_at=12', devices=2)
+  run.finish('--stop_at=12')
   return run
 
 
@@ -65,7 +65,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(new_run):
   assert f'saved at step {run.saved}' in run.log.read_text()
 
 
-@pytest.mark.parametrize('killed', [0, 1])
+@pytest.mark.parametrize('killed', [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_killed_process_ends_the_others_with_a_line(new_run, killed):
   run = new_run('--mesh.data=2', '--steps=5000', '--checkpoint.every_steps=5000')
   with run.together(2) as processes:

@@ -72,11 +72,10 @@ def whole(request):
 @pytest.mark.parametrize(
   ('mesh', 'accumulate'),
   [
-    (Mesh(), 4),
-    (Mesh(data=2, fsdp=2, tensor=2), 1),
-    (Mesh(data=2, fsdp=2, tensor=2), 2),
+    pytest.param(Mesh(), 4, id='accumulated', marks=pytest.mark.slow),
+    pytest.param(Mesh(data=2, fsdp=2, tensor=2), 1, id='sharded', marks=pytest.mark.slow),
+    pytest.param(Mesh(data=2, fsdp=2, tensor=2), 2, id='both'),
   ],
-  ids=['accumulated', 'sharded', 'both'],
 )
 def test_how_the_work_is_cut_changes_no_gradient(whole, mesh, accumulate):
   model, expected = whole
@@ -84,11 +83,16 @@ def test_how_the_work_is_cut_changes_no_gradient(whole, mesh, accumulate):
   assert_close(found, expected)
 
 
-@pytest.mark.parametrize('optimizer', [AdamW(), Muon()], ids=['adamw', 'muon'])
-@pytest.mark.parametrize('bad', [np.nan, np.inf])
-def test_a_non_finite_update_is_counted_and_left_out(optimizer, bad):
+@pytest.fixture(scope='module', params=[AdamW(), Muon()], ids=['adamw', 'muon'])
+def stepped(request):
+  """A batch, the step of an optimizer, and the state to begin with."""
   model, batch = MODELS['dense'], make_batch()
-  step, start = compile_step(model, optimizer.build(model.dims(), 10), ONE, batch)
+  return batch, *compile_step(model, request.param.build(model.dims(), 10), ONE, batch)
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+def test_a_non_finite_update_is_counted_and_left_out(stepped, bad):
+  batch, step, start = stepped
   weights_BL = np.array(batch.weights_BL)
   weights_BL[0, 0] = bad
   skipped, metrics = step(start, batch.replace(weights_BL=weights_BL))
