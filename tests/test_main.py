@@ -34,7 +34,7 @@ def start(tmp_path):
   """Starts `python -m lmjax.main` in a folder of its own."""
 
   def run(*args, command=('-m', 'lmjax.main')):
-    env = os.environ | {'PYTHONPATH': str(TASKS)}
+    env = os.environ | {'PYTHONPATH': f'{TASKS.parents[1]}{os.pathsep}{TASKS}'}
     return subprocess.run(
       [sys.executable, *command, *args], cwd=tmp_path, env=env, capture_output=True, text=True
     )

@@ -11,11 +11,7 @@ import lmjax
 from lmjax.plan.explain import explain
 
 ROOT = Path(lmjax.__file__).parents[1]
-QUICK = {
-  'dense over fsdp and tensor',
-  'parameters are replicated over fsdp',
-  'the hidden layer is whole',
-}
+QUICK = {'dense over fsdp and tensor', 'the hidden layer is whole'}
 WARNING = (
   '[SPMD] Involuntary full rematerialization. The compiler cannot go from sharding '
   '{devices=[4,1,2]<=[8]} to {devices=[1,4,2]<=[8]} efficiently for HLO operation %dot.7 = '
