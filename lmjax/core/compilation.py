@@ -23,7 +23,7 @@ def keep_compiled() -> None:
 
   if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
     return
-  folder = cache_folder() / 'xla' / _processor()
+  folder = cache_folder() / 'xla' / processor()
   try:
     folder.mkdir(parents=True, exist_ok=True)
     _delete_unfinished(folder)
@@ -68,7 +68,7 @@ def _is_whole(path: Path) -> bool:
   return True
 
 
-def _processor() -> str:
+def processor() -> str:
   """Hash of what the CPU can do: machines of several kinds may share a cache folder."""
   try:
     lines = Path('/proc/cpuinfo').read_text().split('\n')

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.models.layers import RmsNorm, bias, weight
-from lmjax.ops import attention, rope
+from lmjax.ops import attention, native, rope
 from lmjax.ops.dot import project
+from lmjax.ops.packed import Packed
 from lmjax.parallel.ring import attend_ring
 from lmjax.parallel.sharding import axis_sizes, constrain
 
@@ -72,9 +73,32 @@ class Attention(nn.Module):
         **same,
       )
       return y, None
+    packed = isinstance(self.get_variable('params', 'query'), Packed)
+    if packed and q_BLHK.shape[1] == 1 and native.available():
+      y_BHK, cache = _attend_native(
+        (q_BLHK, k_BLGK, v_BLGK),
+        segments_BL,
+        positions_BL,
+        cache,
+        window=self.window,
+        scale=scale,
+        softcap=c.attention_softcap,
+      )
+      return y_BHK[:, None], cache
     cache = write_cache(cache, k_BLGK, v_BLGK, segments_BL, positions_BL)
     mask_BLM = cache_mask(positions_BL, cache['k'].shape[1], self.window)
     return attention.attend(q_BLHK, cache['k'], cache['v'], mask_BLM, **same), cache
+
+
+def _attend_native(qkv, segments_BL, positions_BL, cache, **settings):
+  """The same for one new token a row, all in f32: reads filled slots only, writes in place."""
+  position_B = positions_BL[:, 0]
+  slot_B = jnp.where(segments_BL[:, 0] > 0, position_B, cache['k'].shape[1])
+  q_BHK, k_BGK, v_BGK = (x[:, 0].astype(jnp.float32) for x in qkv)
+  y_BHK, k, v = native.attend(
+    q_BHK, k_BGK, v_BGK, position_B, slot_B, cache['k'], cache['v'], **settings
+  )
+  return y_BHK, {'k': k, 'v': v}
 
 
 def write_cache(cache, k_BLGK, v_BLGK, segments_BL, positions_BL):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from lmjax.core.config import Config, leaf
 from lmjax.ops.dot import project
 from lmjax.ops.norm import rms_norm
+from lmjax.ops.packed import Packed
 from lmjax.parallel.sharding import constrain
 
 # Dimensions that a matrix sums over when it stands first, and never its batch.
@@ -60,7 +61,11 @@ def declare(
   shape: tuple[int, ...],
   dims: tuple[str | None, ...],
 ) -> jax.Array:
-  """Declares an f32 parameter with its dimension names."""
+  """Declares an f32 parameter with its dimension names; a packed one is what it is."""
+  if module.has_variable('params', name):
+    given: Any = module.get_variable('params', name)
+    if isinstance(given, Packed):
+      return given  # type: ignore[return-value]
   value: Any = module.param(name, nn.with_partitioning(start, dims), shape, jnp.float32)
   return value
 

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lmjax.ops.packed import Packed, packed_dot
+
 # What `float8` rounds operands, and cotangents, to (Micikevicius et al. 2022, arXiv:2209.05433):
 # gradients want the wider range.
 _OPERAND, _COTANGENT = 'float8_e4m3fn', 'float8_e5m2'
@@ -25,7 +27,7 @@ class _Rounded(NamedTuple):
   scale: jax.Array | None
 
 
-def dot(spec: str, x: jax.Array, w: jax.Array, dtype: str = 'float32') -> jax.Array:
+def dot(spec: str, x: jax.Array, w: jax.Array | Packed, dtype: str = 'float32') -> jax.Array:
   """`einsum(spec, x, w)` of operands cast to `dtype`, accumulated and returned in f32.
 
   Args:
@@ -33,18 +35,23 @@ def dot(spec: str, x: jax.Array, w: jax.Array, dtype: str = 'float32') -> jax.Ar
       letter of an operand stands in the other or in the result.
     x, w: arrays of any float dtype; gradients come back in their own dtypes.
     dtype: 'float32', 'bfloat16' or 'float8': what the operands (and the cotangent) are rounded to.
-      In 8 bits a tensor is scaled so that its largest value is the largest there is.
+      In 8 bits a tensor is scaled so that its largest value is the largest there is. A `Packed` w
+      was rounded when it was packed, and has no gradient.
   """
+  if isinstance(w, Packed):
+    return packed_dot(spec, x, w)
   return _dot(spec, x, w, dtype, False)  # type: ignore[return-value]
 
 
-def project(spec: str, x: jax.Array, w: jax.Array, dtype: str) -> jax.Array:
+def project(spec: str, x: jax.Array, w: jax.Array | Packed, dtype: str) -> jax.Array:
   """`dot` of activations with weights, for results that are rounded to `dtype` soon anyway.
 
   On NVIDIA GPUs in bf16 they, and gradients to x, are rounded as they are written, from sums in f32,
   which halves what goes through memory and from device to device; on CPUs that is no gain. Still
   returned in f32. Gradients to w are never rounded.
   """
+  if isinstance(w, Packed):
+    return packed_dot(spec, x, w)
   return _dot(spec, x, w, dtype, True)  # type: ignore[return-value]
 
 

@@ -1,0 +1,123 @@
+"""Products and attention for decoding on CPUs, in C++: `native.cc`, built on first use and kept.
+
+XLA:CPU converts a whole bf16 or int8 matrix to multiply it with one row, and attends to empty slots
+as to filled ones. Where there is no compiler all is plain JAX, and one line of the log says so.
+
+T rows, I inputs, O outputs; B batch, M cache slots, H query heads, G key/value heads, K head dim.
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+import numpy as np
+
+from lmjax.core.assets import cache_folder
+from lmjax.core.compilation import processor
+
+MOST_ROWS = 32  # of a product; from here on converting the weights is worth it
+
+_SOURCE = Path(__file__).with_name('native.cc')
+_FLAGS = ('-O3', '-march=native', '-std=c++17', '-shared', '-fPIC', '-w')
+_HANDLERS = {'lmjax_product': 'LmjaxProduct', 'lmjax_attend': 'LmjaxAttend'}
+
+
+@functools.cache
+def available() -> bool:
+  """Whether the CPU's kernels can be called, building them if they are not yet."""
+  try:
+    library = ctypes.cdll.LoadLibrary(str(_built()))
+  except (OSError, subprocess.SubprocessError) as error:
+    said = getattr(error, 'stderr', None) or str(error)
+    logging.getLogger(__name__).warning(
+      'decoding on this CPU is plain JAX, slower above all in bf16: %s', said.strip().split('\n')[0]
+    )
+    return False
+  for name, symbol in _HANDLERS.items():
+    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, symbol)), platform='cpu')
+  return True
+
+
+def _built() -> Path:
+  """The shared library for this kind of CPU, source and jaxlib.
+
+  Raises:
+    OSError: there is no compiler, or no folder to write to.
+    SubprocessError: the compiler failed.
+  """
+  said = (_SOURCE.read_text(encoding='utf-8'), *_FLAGS, jaxlib.__version__, processor())
+  key = hashlib.sha256('\n'.join(said).encode()).hexdigest()[:16]
+  path = cache_folder() / 'native' / f'{key}.so'
+  if path.exists():
+    return path
+  compiler = shutil.which('g++')
+  if compiler is None:
+    raise FileNotFoundError('there is no g++ here to build its kernels with: install it')
+  path.parent.mkdir(parents=True, exist_ok=True)
+  draft = path.with_suffix(f'.{os.getpid()}')
+  command = [compiler, *_FLAGS, f'-I{jax.ffi.include_dir()}', str(_SOURCE), '-o', str(draft)]
+  subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+  os.replace(draft, path)  # another process may have built the same
+  return path
+
+
+@functools.cache
+def has_bf16_units() -> bool:
+  """Whether this CPU multiplies bf16 matrices faster than f32 ones."""
+  try:
+    said = Path('/proc/cpuinfo').read_text().split()
+  except OSError:
+    return False
+  return 'avx512_bf16' in said or 'amx_bf16' in said
+
+
+def multiply(x_TI: jax.Array, w_OI: jax.Array, scale_OS: jax.Array | None) -> jax.Array:
+  """x w^T f32 [T, O] of f32 rows and a matrix in f32, bf16 or int8; see `ops.packed.Packed`."""
+  result = jax.ShapeDtypeStruct((x_TI.shape[0], w_OI.shape[0]), jnp.float32)
+  scales = jnp.zeros(0, jnp.float32) if scale_OS is None else scale_OS
+  return jax.ffi.ffi_call('lmjax_product', result)(x_TI, w_OI, scales)  # type: ignore[return-value]
+
+
+def attend(
+  q_BHK: jax.Array,
+  k_BGK: jax.Array,
+  v_BGK: jax.Array,
+  position_B: jax.Array,
+  slot_B: jax.Array,
+  k_BMGK: jax.Array,
+  v_BMGK: jax.Array,
+  *,
+  window: int,
+  scale: float,
+  softcap: float | None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """One new token of every row against its cache, which is written in place.
+
+  Args:
+    q_BHK, k_BGK, v_BGK: f32, of the new tokens.
+    position_B: i32, the slots up to it are seen, within the window.
+    slot_B: i32, where the new key and value go; M: nowhere.
+    k_BMGK, v_BMGK: the cache, f32.
+    window, scale, softcap: as in `ops.attention`.
+
+  Returns:
+    y_BHK in f32 and the cache.
+  """
+  like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
+  call = jax.ffi.ffi_call(
+    'lmjax_attend', (like(q_BHK), like(k_BMGK), like(v_BMGK)), input_output_aliases={5: 1, 6: 2}
+  )
+  return call(
+    *(q_BHK, k_BGK, v_BGK, position_B, slot_B, k_BMGK, v_BMGK),
+    scale=np.float32(scale),
+    softcap=np.float32(softcap or 0.0),
+    window=np.int64(window),
+  )  # type: ignore[return-value]
