@@ -14,7 +14,7 @@ from lmjax.core.types import Params
 from lmjax.generate.sampler import Sampler, row_keys
 from lmjax.models.transformer import Decoder
 
-# Prompts are padded to a multiple of it, so that few lengths compile.
+# Prompts, and what may follow them, are padded to a multiple of it, so that few lengths compile.
 _BUCKET = 32
 
 
@@ -32,6 +32,7 @@ def generate(
   """Continues every prompt until its end token or `max_tokens`.
 
   Args:
+    model, params: from `prepare`, which is fastest, or as they were trained.
     prompts: i32 token ids each, at least one (the start token).
     max_tokens: tokens to add to each prompt at most.
     end: the token that ends a row.
@@ -42,24 +43,24 @@ def generate(
     The new tokens of every row, without the end token.
   """
   lengths_B = np.array([len(prompt) for prompt in prompts], np.int32)
-  width = -(-int(lengths_B.max()) // _BUCKET) * _BUCKET
+  width, room = _whole_buckets(int(lengths_B.max())), _whole_buckets(max_tokens)
   tokens_BL = np.zeros((len(prompts), width), np.int32)
   for row, prompt in enumerate(prompts):
     tokens_BL[row, : len(prompt)] = prompt
+  key = jax.random.key(seed)
   new_BM = np.asarray(
-    _generate(
-      model, sampler, max_tokens, end, vocab, params, tokens_BL, lengths_B, jax.random.key(seed)
-    )
-  )
+    _generate(model, sampler, room, end, vocab, params, tokens_BL, lengths_B, max_tokens, key)
+  )[:, :max_tokens]
   stops = [np.flatnonzero(row == end) for row in new_BM]
   return [row[: stop[0]] if len(stop) else row for row, stop in zip(new_BM, stops, strict=True)]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
-def _generate(model, sampler, max_tokens, end, vocab, params, tokens_BL, lengths_B, seed):
+def _generate(model, sampler, room, end, vocab, params, tokens_BL, lengths_B, max_tokens, seed):
+  """i32 [B, room]: the new tokens of every row, of which at most `max_tokens` <= room are drawn."""
   B, L = tokens_BL.shape
   rows_B = jnp.arange(B)
-  logits_BV, cache = _prefill(model, params, tokens_BL, lengths_B, L + max_tokens)
+  logits_BV, cache = _prefill(model, params, tokens_BL, lengths_B, L + room)
   draw = lambda logits_BV, places_B: sampler(logits_BV[:, :vocab], row_keys(seed, rows_B, places_B))
 
   def more(carry):
@@ -73,8 +74,12 @@ def _generate(model, sampler, max_tokens, end, vocab, params, tokens_BL, lengths
     logits_BV, cache = decode(model, params, token_B, lengths_B + i, cache)
     return i + 1, logits_BV, cache, new_BM, ended_B | (token_B == end)
 
-  start = (0, logits_BV, cache, jnp.full((B, max_tokens), end, jnp.int32), jnp.zeros(B, bool))
+  start = (0, logits_BV, cache, jnp.full((B, room), end, jnp.int32), jnp.zeros(B, bool))
   return jax.lax.while_loop(more, step, start)[3]
+
+
+def _whole_buckets(tokens: int) -> int:
+  return -(-tokens // _BUCKET) * _BUCKET
 
 
 def _prefill(model: Decoder, params: Params, tokens_BL, lengths_B, slots: int):

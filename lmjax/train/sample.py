@@ -11,6 +11,7 @@ from lmjax.core.task import Report, Task
 from lmjax.core.types import Params
 from lmjax.data.tokenizer import Tokenizer
 from lmjax.generate.engine import generate
+from lmjax.generate.prepare import prepare
 from lmjax.generate.sampler import Sampler
 from lmjax.interop.load import load
 from lmjax.models.transformer import Decoder
@@ -32,8 +33,7 @@ class Sample(Task):
       raise UserError('no checkpoint was given: pass --checkpoint=RUN, the folder of a trained run')
     loaded = load(self.checkpoint)
     texts = draw_texts(
-      loaded.model,
-      loaded.params,
+      *prepare(loaded.model, loaded.params),
       loaded.tokenizer,
       prompts=[self.prompt] * self.samples,
       sampler=self.sampler,
