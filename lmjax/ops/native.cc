@@ -24,14 +24,14 @@ namespace ffi = xla::ffi;
 
 namespace {
 
+// kTall rows of a matrix share a load of x, and kWide of x one of it: as many sums as fit the registers.
 #ifdef __AVX512F__
-constexpr int kLanes = 16;
+constexpr int kLanes = 16, kTall = 4;
 #else
-constexpr int kLanes = 8;
+constexpr int kLanes = 8, kTall = 3;
 #endif
-constexpr int kTall = 4;  // rows of the matrix that share a load of x
+constexpr int kWide = 4;
 constexpr int64_t kPieceBytes = 1 << 17;  // of a matrix, that a thread takes at a time
-constexpr int kWide = 4;  // rows of x that share a load of the matrix
 
 typedef float F32 __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 struct BF16 {
@@ -86,6 +86,16 @@ float Sum(F32 v) {
 }
 #endif
 
+// The same, into a register: GCC would read memory again in each multiply-add.
+template <typename W>
+F32 Keep(const W* p) {
+  F32 v = Load(p);
+#ifdef __AVX2__
+  asm("" : "+v"(v));
+#endif
+  return v;
+}
+
 // Calls f(i) for i < count, on the caller and on as many threads of the pool as are free.
 template <typename F>
 void Parallel(ffi::ThreadPool& pool, int64_t count, const F& f) {
@@ -129,10 +139,13 @@ void Tile(const Matrix<W>& m, int64_t o, const float* x, float* y) {
     for (; i + kLanes <= stop; i += kLanes) {
       F32 row[R];
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) row[r] = Load(w + r * stride + i);
+      for (int r = 0; r < R; ++r) {
+        row[r] = Keep(w + r * stride + i);
+        __builtin_prefetch(w + (R + r) * stride + i);  // the next tile's
+      }
 #pragma GCC unroll 8
       for (int n = 0; n < N; ++n) {
-        const F32 column = Load(x + n * I + i);
+        const F32 column = Keep(x + n * I + i);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) part[r][n] += row[r] * column;
       }
@@ -162,7 +175,6 @@ void Rows(const Matrix<W>& m, int64_t o, const float* x, float* y, int64_t T) {
 template <typename W>
 void Multiply(const Matrix<W>& m, int64_t start, int64_t stop, const float* x, float* y, int64_t T) {
   int64_t o = start;
-  for (; o + 2 * kTall <= stop && T == 1; o += 2 * kTall) Tile<2 * kTall, 1>(m, o, x, y);
   for (; o + kTall <= stop; o += kTall) Rows<kTall>(m, o, x, y, T);
   for (; o < stop; ++o) Rows<1>(m, o, x, y, T);
 }
@@ -175,7 +187,7 @@ ffi::Error ProductHandler(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::An
   const auto run = [&](auto* data) {
     const Matrix<std::decay_t<decltype(*data)>> m = {
         data, O, I, I, groups ? scales.typed_data() : nullptr, groups ? I / groups : I};
-    const int64_t piece = std::max<int64_t>(1, kPieceBytes / (I * sizeof(*data)) / 8) * 8;
+    const int64_t piece = std::max<int64_t>(1, kPieceBytes / (I * sizeof(*data)) / 12) * 12;
     Parallel(pool, (O + piece - 1) / piece, [&](int64_t i) {
       Multiply(m, i * piece, std::min(O, (i + 1) * piece), x.typed_data(), y->typed_data(), T);
     });

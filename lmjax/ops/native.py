@@ -9,6 +9,7 @@ T rows, I inputs, O outputs; B batch, M cache slots, H query heads, G key/value 
 import ctypes
 import functools
 import hashlib
+import importlib.metadata
 import logging
 import os
 import shutil
@@ -17,7 +18,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 import numpy as np
 
 from lmjax.core.assets import cache_folder
@@ -53,7 +53,12 @@ def _built() -> Path:
     OSError: there is no compiler, or no folder to write to.
     SubprocessError: the compiler failed.
   """
-  said = (_SOURCE.read_text(encoding='utf-8'), *_FLAGS, jaxlib.__version__, processor())
+  said = (
+    _SOURCE.read_text(encoding='utf-8'),
+    *_FLAGS,
+    importlib.metadata.version('jaxlib'),
+    processor(),
+  )
   key = hashlib.sha256('\n'.join(said).encode()).hexdigest()[:16]
   path = cache_folder() / 'native' / f'{key}.so'
   if path.exists():
