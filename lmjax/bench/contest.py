@@ -18,6 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any, NamedTuple
 
+from lmjax.core import processor
 from lmjax.core.errors import UserError
 
 PEERS = Path(__file__).parents[2] / 'tools' / 'bench' / 'peers'
@@ -148,7 +149,7 @@ def _take_turn(side: Side, process: subprocess.Popen[str], log: Path) -> Turn:
     process.stdin.flush()
     figures = _read(side, process, log)
     busy, own, seconds = _busy() - before[0], _own(process.pid) - before[1], time.monotonic()
-    cores = len(os.sched_getaffinity(0))
+    cores = processor.cores()
     turn = Turn(figures, max(0.0, busy - own) / (cores * (seconds - before[2])))
     if turn.others <= _OTHERS:
       break
@@ -173,7 +174,7 @@ def _wait_for_quiet(share: float = 0.05, seconds: float = 20.0) -> None:
   while time.monotonic() < end:
     before, start = _busy(), time.monotonic()
     time.sleep(0.2)
-    cores = len(os.sched_getaffinity(0))
+    cores = processor.cores()
     if _busy() - before <= share * cores * (time.monotonic() - start):
       return
 

@@ -5,7 +5,6 @@ report says which share of that is reached. Weights are random, which changes no
 """
 
 import math
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import jax
 import numpy as np
 
 from lmjax.bench.contest import Contest, Figure, Side, compete, ours, peer
+from lmjax.core import processor
 from lmjax.core.compilation import keep_compiled
 from lmjax.core.config import leaf
 from lmjax.core.task import Report, Task
@@ -72,7 +72,7 @@ class Decode(Task):
       },
       'disturbed_turns': contest.disturbed,
       'rounds': self.rounds,
-      'cores': _cores(),
+      'cores': processor.cores(),
     }
 
   def _sides(self) -> list[Side]:
@@ -184,7 +184,7 @@ def _seconds(model: Decoder, params: Params, prompts: list[np.ndarray], tokens: 
 
 def read_side(_: dict[str, Any]) -> Callable[[], dict[str, Any]]:
   """How fast all cores together read memory: the maximum of a large array, the best of five."""
-  pieces = np.array_split(np.ones(_READ_BYTES // 8, np.int64), _cores())
+  pieces = np.array_split(np.ones(_READ_BYTES // 8, np.int64), processor.cores())
 
   def read() -> float:
     start = time.perf_counter()
@@ -196,7 +196,3 @@ def read_side(_: dict[str, Any]) -> Callable[[], dict[str, Any]]:
     return time.perf_counter() - start
 
   return lambda: {'bytes_a_second': _READ_BYTES / min(read() for _ in range(5))}
-
-
-def _cores() -> int:
-  return len(os.sched_getaffinity(0))

@@ -4,7 +4,6 @@ Two decoders of Llama's shape, 13.8M and 110M parameters, on steps of 1,024 and 
 bf16; every contestant is a process of its own (lmjax/bench/contest.py).
 """
 
-import os
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ import numpy as np
 from lmjax.bench import contest
 from lmjax.bench.contest import Contest, Figure, Side
 from lmjax.bench.side import Turn
+from lmjax.core import processor
 from lmjax.core.config import leaf
 from lmjax.core.task import Report, Task
 from lmjax.core.types import Batch
@@ -98,7 +98,7 @@ def report(cells: dict[str, dict[str, Any]]) -> Report:
   for cell in cells.values():
     for name, figure in cell['ratios'].items():
       ratios[name] = min(figure['median'], ratios.get(name, figure['median']))
-  return {'ratios': ratios, 'cells': cells, 'cores': len(os.sched_getaffinity(0))}
+  return {'ratios': ratios, 'cells': cells, 'cores': processor.cores()}
 
 
 def model_of(shape: dict[str, Any], dtype: str) -> Decoder:

@@ -1,15 +1,14 @@
 """Compiled programs kept between processes, so that only the first start of a run compiles."""
 
-import hashlib
 import importlib.util
 import logging
 import os
-import platform
 import time
 from pathlib import Path
 
 import zstandard
 
+from lmjax.core import processor
 from lmjax.core.assets import cache_folder
 
 # Below this, reading a program back takes about as long as compiling it.
@@ -23,7 +22,7 @@ def keep_compiled() -> None:
 
   if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
     return
-  folder = cache_folder() / 'xla' / processor()
+  folder = cache_folder() / 'xla' / processor.kind()
   try:
     folder.mkdir(parents=True, exist_ok=True)
     _delete_unfinished(folder)
@@ -66,14 +65,3 @@ def _is_whole(path: Path) -> bool:
   except zstandard.ZstdError:
     return False
   return True
-
-
-def processor() -> str:
-  """Hash of what the CPU can do: machines of several kinds may share a cache folder."""
-  try:
-    lines = Path('/proc/cpuinfo').read_text().split('\n')
-  except OSError:
-    lines = []
-  flags = [line for line in lines if line.startswith(('model name', 'flags', 'Features'))]
-  said = [platform.machine(), platform.processor(), *sorted(set(flags))]
-  return hashlib.sha256('\n'.join(said).encode()).hexdigest()[:12]

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
+from lmjax.core import processor
 from lmjax.core.config import Config, changed_identity, to_json, to_text
 from lmjax.core.errors import UserError
 from lmjax.core.storage import mirrored
@@ -203,22 +204,8 @@ def device() -> str:
   devices = jax.devices()
   kind = devices[0].device_kind
   if devices[0].platform == 'cpu':
-    kind = f'cpu ({_processor()}, {_cores()} cores)'
+    kind = f'cpu ({processor.name()}, {processor.cores()} cores)'
   return f'{len(devices)} x {kind}'
-
-
-def _cores() -> int | None:
-  """CPU cores that this process may use; where the system cannot say, those there are."""
-  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-
-
-def _processor() -> str:
-  try:
-    lines = Path('/proc/cpuinfo').read_text().split('\n')
-  except OSError:
-    return platform.processor() or platform.machine()
-  names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
-  return names[0] if names else platform.machine()
 
 
 def _versions() -> dict[str, str]:

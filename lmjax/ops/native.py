@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lmjax.core import processor
 from lmjax.core.assets import cache_folder
-from lmjax.core.compilation import processor
 
 MOST_ROWS = 32  # of a product; from here on converting the weights is worth it
 
@@ -57,7 +57,7 @@ def _built() -> Path:
     _SOURCE.read_text(encoding='utf-8'),
     *_FLAGS,
     importlib.metadata.version('jaxlib'),
-    processor(),
+    processor.kind(),
   )
   key = hashlib.sha256('\n'.join(said).encode()).hexdigest()[:16]
   path = cache_folder() / 'native' / f'{key}.so'
@@ -72,16 +72,6 @@ def _built() -> Path:
   subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
   os.replace(draft, path)  # another process may have built the same
   return path
-
-
-@functools.cache
-def has_bf16_units() -> bool:
-  """Whether this CPU multiplies bf16 matrices faster than f32 ones."""
-  try:
-    said = Path('/proc/cpuinfo').read_text().split()
-  except OSError:
-    return False
-  return 'avx512_bf16' in said or 'amx_bf16' in said
 
 
 def multiply(x_TI: jax.Array, w_OI: jax.Array, scale_OS: jax.Array | None) -> jax.Array:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lmjax.core import processor
 from lmjax.ops import native
 
 
@@ -46,7 +47,7 @@ def _rows_dot(x_TI: jax.Array, w_OI: jax.Array, scale_OS: jax.Array | None) -> j
     return native.multiply(x_TI.astype(jnp.float32), w_OI, scale_OS)
   if scale_OS is not None:
     w_OI = unpack(Packed(w_OI, scale_OS))
-  narrow = w_OI.dtype == jnp.bfloat16 and native.has_bf16_units()
+  narrow = w_OI.dtype == jnp.bfloat16 and processor.multiplies_bf16()
   dtype = jnp.bfloat16 if narrow else jnp.float32
   product = functools.partial(jnp.einsum, 'TI,OI->TO', preferred_element_type=jnp.float32)
   return product(x_TI.astype(dtype), w_OI.astype(dtype))

@@ -4,12 +4,11 @@ They go into the compile of one program (`compiler_options`), so that nothing ha
 JAX starts. The flags are those that others report to use; none of them is measured here.
 """
 
-import functools
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Literal, NamedTuple
 
+from lmjax.core import processor
 from lmjax.core.errors import UserError
 
 _MIB = 1 << 20
@@ -68,7 +67,7 @@ class Preset(NamedTuple):
     There every bf16 product converts its operands first: on an AVX2 machine a training step took
     1.6 times as long as in f32 (2 cores of an AMD EPYC, 2026-11-25).
     """
-    slow = self.name == 'cpu' and dtype == 'bfloat16' and not cpu_multiplies_bf16()
+    slow = self.name == 'cpu' and dtype == 'bfloat16' and not processor.multiplies_bf16()
     return 'float32' if slow else dtype
 
   @property
@@ -118,19 +117,3 @@ def preset(device_kind: str) -> Preset:
   """The preset of a device by what JAX calls its kind; `other`, which sets nothing, of unknown ones."""
   words = re.split(r'[^a-z0-9]+', device_kind.lower())
   return next((PRESETS[word] for word in words if word in PRESETS), _OTHER)
-
-
-@functools.cache
-def cpu_multiplies_bf16() -> bool:
-  """Whether this CPU has instructions for products in bf16; where nothing is known, it has."""
-  try:
-    return has_bf16(Path('/proc/cpuinfo').read_text())
-  except OSError:
-    return True
-
-
-def has_bf16(cpuinfo: str) -> bool:
-  """Whether Linux's text of a CPU names AVX-512 BF16 or AMX of x86, or BF16 of Arm."""
-  lines = [line for line in cpuinfo.split('\n') if line.startswith(('flags', 'Features'))]
-  flags = {flag for line in lines for flag in line.split()}
-  return not flags.isdisjoint({'avx512_bf16', 'amx_bf16', 'bf16'})

@@ -38,7 +38,15 @@ def test_a_round_that_was_slow_for_all_changes_no_ratio():
 
 
 def test_our_sides_take_turns():
-  shape = {'vocab': 64, 'width': 16, 'layers': 1, 'heads': 2, 'kv_heads': 1, 'head_dim': 8, 'mlp': 32}
+  shape = {
+    'vocab': 64,
+    'width': 16,
+    'layers': 1,
+    'heads': 2,
+    'kv_heads': 1,
+    'head_dim': 8,
+    'mlp': 32,
+  }
   cases = [
     {'name': 'b2', 'batch': 2, 'prompt': 4, 'tokens': 32},
     {'name': 'prefill', 'batch': 1, 'prompt': 8, 'tokens': 1},

@@ -3,8 +3,9 @@
 import jax
 import pytest
 
+from lmjax.core import processor
 from lmjax.core.errors import UserError
-from lmjax.parallel.accelerator import PRESETS, cpu_multiplies_bf16, has_bf16, preset
+from lmjax.parallel.accelerator import PRESETS, preset
 from lmjax.parallel.topology import GPUS
 
 
@@ -55,22 +56,8 @@ def test_products_in_8_bits_are_refused_where_there_are_none():
   PRESETS['cpu'].check('auto', 'float8')  # slowly, as tests do
 
 
-@pytest.mark.parametrize(
-  ('text', 'expected'),
-  [
-    ('model name\t: AMD EPYC\nflags\t\t: fpu avx2 avx512_bf16 vnni\n', True),
-    ('flags : fpu amx_bf16', True),
-    ('Features : fp asimd bf16', True),
-    ('flags : fpu avx2 fma', False),
-    ('model name : avx512_bf16', False),
-  ],
-)
-def test_a_cpu_that_multiplies_bf16_is_known_by_its_flags(text, expected):
-  assert has_bf16(text) == expected
-
-
 def test_only_a_cpu_without_bf16_computes_in_another_dtype_than_was_asked():
-  asked = 'bfloat16' if cpu_multiplies_bf16() else 'float32'
+  asked = 'bfloat16' if processor.multiplies_bf16() else 'float32'
   assert PRESETS['cpu'].compute_dtype('bfloat16') == asked
   assert PRESETS['cpu'].compute_dtype('float32') == 'float32'
   assert PRESETS['h100'].compute_dtype('bfloat16') == 'bfloat16'
