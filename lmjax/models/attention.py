@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lmjax.models.layers import RmsNorm, bias, weight
+from lmjax.models.layers import NormLayer, bias, weight
 from lmjax.ops import attention, native, rope
 from lmjax.ops.dot import project
 from lmjax.ops.packed import Packed
@@ -34,14 +34,16 @@ class Attention(nn.Module):
     k_BLGK = self._project('key', x_BLD, G, 'kv_heads')
     v_BLGK = self._project('value', x_BLD, G, 'kv_heads').astype(c.dtype)
     if c.qk_norm is not None:
-      q_BLHK = RmsNorm(c.qk_norm, K, name='query_norm')(q_BLHK)
-      k_BLGK = RmsNorm(c.qk_norm, K, name='key_norm')(k_BLGK)
-    q_BLHK, k_BLGK = (rope.rotate(x, turn).astype(c.dtype) for x in (q_BLHK, k_BLGK))
+      q_BLHK = NormLayer(c.qk_norm, K, name='query_norm')(q_BLHK)
+      k_BLGK = NormLayer(c.qk_norm, K, name='key_norm')(k_BLGK)
+    if c.positions is None:
+      q_BLHK, k_BLGK = (rope.rotate(x, turn) for x in (q_BLHK, k_BLGK))
+    q_BLHK, k_BLGK = (x.astype(c.dtype) for x in (q_BLHK, k_BLGK))
     y_BLHK, cache = self._attend(q_BLHK, k_BLGK, v_BLGK, segments_BL, positions_BL, cache)
     dims = ('heads', 'head_dim', 'embed')
     out_HKD = weight(self, 'out', (H, K, D), dims, inputs=2, output=True)
     y_BLD = project('BLHK,HKD->BLD', y_BLHK.astype(c.dtype), out_HKD, c.product_dtype)
-    if c.biases == 'all':
+    if c.biases in ('attention', 'all'):
       y_BLD += bias(self, 'out_bias', (D,), ('norm',))[None, None]
     return y_BLD, cache
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from lmjax.core.config import Config, leaf
 from lmjax.ops.dot import project
-from lmjax.ops.norm import rms_norm
+from lmjax.ops.norm import layer_norm, rms_norm
 from lmjax.ops.packed import Packed
 from lmjax.parallel.sharding import constrain
 
@@ -29,15 +29,18 @@ ungated = ('relu2', 'gelu')
 
 
 class Norm(Config):
-  """Root-mean-square normalisation."""
+  """Normalisation of vectors."""
 
+  kind: Literal['rms', 'layer'] = leaf(
+    'rms', 'rms: by the root mean square; layer: less the mean too, and plus a learnt bias.'
+  )
   eps: float = leaf(1e-6, 'Added to the mean square.', above=0.0)
   scale: Literal['one', 'offset', 'none'] = leaf(
     'one', 'Learnt factors: one: start at 1; offset: 1 + w (Gemma); none: no factors.'
   )
 
 
-class RmsNorm(nn.Module):
+class NormLayer(nn.Module):
   """`Norm` over the last dimension, of size `size`."""
 
   config: Norm
@@ -45,13 +48,19 @@ class RmsNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
+    c = self.config
+    scale_D = self._scale()
+    if c.kind == 'rms':
+      return rms_norm(x, scale_D, eps=c.eps)
+    return layer_norm(x, scale_D, bias(self, 'bias', (self.size,), ('norm',)), eps=c.eps)
+
+  def _scale(self) -> jax.Array | None:
     if self.config.scale == 'none':
-      return rms_norm(x, None, eps=self.config.eps)
+      return None
     one = self.config.scale == 'one'
     start = nn.initializers.ones_init() if one else nn.initializers.zeros_init()
     scale_D = declare(self, 'scale', start, (self.size,), ('norm',))
-    scale_D = scale_D if one else 1.0 + scale_D
-    return rms_norm(x, scale_D, eps=self.config.eps)
+    return scale_D if one else 1.0 + scale_D
 
 
 def declare(
@@ -117,6 +126,8 @@ class Mlp(nn.Module):
     if self.activation not in ungated:
       gate_DF = weight(self, 'gate', (D, F), ('embed', 'mlp'))
       gate_BLF = project('BLD,DF->BLF', x_BLD, gate_DF, self.product_dtype)
+      if self.biased:
+        gate_BLF += bias(self, 'gate_bias', (F,), ('mlp',))[None, None]
     up_BLF = project(
       'BLD,DF->BLF', x_BLD, weight(self, 'up', (D, F), ('embed', 'mlp')), self.product_dtype
     )

@@ -27,6 +27,9 @@ class MoE(Config):
   experts: int = leaf(8, 'Experts E a layer.', low=2)
   top_k: int = leaf(2, 'Experts a token is sent to.', low=1)
   shared: int = leaf(0, 'Experts that every token also goes through, as one wider MLP.', low=0)
+  shared_gate: Literal['none', 'sigmoid'] = leaf(
+    'none', 'Factor of what the shared experts add: 1, or one that a token gives itself (Qwen2).'
+  )
   scores: Literal['softmax', 'sigmoid'] = leaf('softmax', 'What turns router logits into gates.')
   renormalise: bool = leaf(True, 'Scale the gates of the chosen experts to sum to 1.')
   balancing: Literal['loss', 'bias'] = leaf(
@@ -86,7 +89,11 @@ class MoeMlp(nn.Module):
     y_BLD, dropped = self._run(x_BLD, experts_BLk, gates_BLk, weights_BL)
     if c.shared:
       shape = (self.width, self.mlp * c.shared, self.activation, False)
-      y_BLD += Mlp(*shape, self.dtype, self.dtype, name='shared')(x_BLD)
+      shared_BLD = Mlp(*shape, self.dtype, self.dtype, name='shared')(x_BLD)
+      if c.shared_gate == 'sigmoid':
+        gate_D = bias(self, 'shared_gate', (self.width,), ('embed',))
+        shared_BLD *= jax.nn.sigmoid(dot('BLD,D->BL', x_BLD, gate_D))[..., None]
+      y_BLD += shared_BLD
     aux = _auxiliary(c, logits_BLE, scores_BLE, experts_BLk, weights_BL, bias_E)
     return y_BLD, aux | {'dropped': dropped}
 

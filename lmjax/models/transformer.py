@@ -1,4 +1,4 @@
-"""A decoder that can be a Llama, Mistral, Qwen, Gemma, Mixtral or Grok-1 by its configuration.
+"""A decoder that can be a Llama, Mistral, Qwen, Gemma, Mixtral, GPT-2 or Grok-1 by its configuration.
 
 Token ids in, hidden states out, and a head that turns them into logits. Knows nothing about text,
 losses or sampling.
@@ -22,7 +22,7 @@ from lmjax.core.config import Config, leaf, part
 from lmjax.core.errors import UserError
 from lmjax.core.types import Mean, Output, Params
 from lmjax.models.attention import Attention
-from lmjax.models.layers import Mlp, Norm, RmsNorm, declare, ungated, weight
+from lmjax.models.layers import Mlp, Norm, NormLayer, declare, ungated, weight
 from lmjax.models.moe import MoE, MoeMlp
 from lmjax.ops import attention_gpu, rope
 from lmjax.ops.dot import dot
@@ -67,7 +67,7 @@ class Decoder(Config):
   activation: Literal['swiglu', 'geglu', 'relu2', 'gelu'] = leaf(
     'swiglu', 'Feed-forward non-linearity.'
   )
-  biases: Literal['none', 'qkv', 'all'] = leaf('none', 'Which matrices have a bias.')
+  biases: Literal['none', 'qkv', 'attention', 'all'] = leaf('none', 'Which matrices have a bias.')
   norm: Norm = part(Norm(), 'Before attention, before the feed-forward and at the end.')
   post_norm: Norm | None = part(
     None, 'Also after attention and the feed-forward (Gemma 2, Grok-1).'
@@ -75,6 +75,9 @@ class Decoder(Config):
   qk_norm: Norm | None = part(None, 'Normalise queries and keys of every head.')
   embedding_norm: Norm | None = part(None, 'Normalise token embeddings.')
   rope: Rope = part(Rope(), 'Positions.')
+  positions: int | None = leaf(
+    None, 'Places with a learnt vector each, in place of rope (GPT-2); none: rope.', low=1
+  )
   windows: tuple[int, ...] = leaf(
     (),
     'Sliding window of each layer in turn, in tokens, repeated over the layers; 0 = full.',
@@ -139,7 +142,7 @@ class Decoder(Config):
       )
     if self.moe is not None and self.biases == 'all':
       raise UserError(
-        'biases=all contradicts moe=on, experts have none: pass biases=qkv or biases=none'
+        'biases=all contradicts moe=on, experts have none: pass biases=attention, qkv or none'
       )
 
     if self.attention == 'pallas':
@@ -229,7 +232,9 @@ class Decoder(Config):
 
   def _init_boxed(self, key: jax.Array) -> dict[str, Any]:
     fold = jax.random.fold_in
-    ends = Ends(self).init(fold(key, 0), jnp.zeros((1, 1), jnp.int32), method='both')['params']
+    ends = Ends(self).init(fold(key, 0), *[jnp.zeros((1, 1), jnp.int32)] * 2, method='both')[
+      'params'
+    ]
     init_layer = lambda i: Block(self, 0).init(fold(fold(key, 1), i), *_block_example(self))[
       'params'
     ]
@@ -261,7 +266,7 @@ class Decoder(Config):
       positions_BL: i32 place within the post; with a cache also the slot that is written.
       cache: from `init_cache`; then every row is one post and sees its slots up to its position.
     """
-    x_BLD = _apply(Ends(self), params, tokens_BL, method='embed')
+    x_BLD = _apply(Ends(self), params, tokens_BL, positions_BL, method='embed')
     x_BLD = constrain(x_BLD, 'batch', 'stream', None)
     if axis_sizes().get('pipe', 1) > 1:
       run = self._stages
@@ -291,6 +296,11 @@ class Decoder(Config):
 
   def init_cache(self, batch: int, slots: int) -> Cache:
     """Empty keys and values of every layer for `batch` posts of up to `slots` tokens."""
+    if self.positions is not None and slots > self.positions:
+      raise UserError(
+        f'{slots} tokens of a post are more than the model.positions={self.positions} that were '
+        'learnt: give it a shorter prompt, or ask for fewer tokens'
+      )
     shape = (batch, slots, self.kv_heads, self.head_dim)
     empty = lambda: {'k': jnp.zeros(shape, self.dtype), 'v': jnp.zeros(shape, self.dtype)}
     layers = {'layers': {str(i): empty() for i in range(self.layers)}}
@@ -398,7 +408,7 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x_BLD, segments_BL, positions_BL, turn, cache):
     c = self.config
-    norm = lambda config, name, x: RmsNorm(config, c.width, name=name)(x)
+    norm = lambda config, name, x: NormLayer(config, c.width, name=name)(x)
     whole = lambda x: constrain(x, 'batch', 'length', None)
     after = lambda name, y: y if c.post_norm is None else norm(c.post_norm, name, y)
     attend = Attention(c, self.window, name='attention')
@@ -423,7 +433,7 @@ class Block(nn.Module):
 
 
 class Ends(nn.Module):
-  """The token table f32 [V, D], the final norm and an untied head f32 [D, V]."""
+  """The token table f32 [V, D], that of learnt positions, the final norm, an untied head f32 [D, V]."""
 
   config: Decoder
 
@@ -433,17 +443,22 @@ class Ends(nn.Module):
       raise UserError('model.vocab is none and no tokenizer gives it: pass --model.vocab=N')
     start = nn.initializers.normal(c.embedding_std)
     self.table_VD = declare(self, 'embed', start, (c.vocab, c.width), ('vocab', 'embed'))
-    self.final_norm = RmsNorm(c.norm, c.width)
+    if c.positions is not None:
+      dims = ('position', 'embed')
+      self.positions_PD = declare(self, 'positions', start, (c.positions, c.width), dims)
+    self.final_norm = NormLayer(c.norm, c.width)
     if c.embedding_norm is not None:
-      self.embedding_norm = RmsNorm(c.embedding_norm, c.width)
+      self.embedding_norm = NormLayer(c.embedding_norm, c.width)
     if c.head == 'untied':
       self.head_DV = weight(self, 'head', (c.width, c.vocab), ('embed', 'vocab'))
 
-  def embed(self, tokens_BL: jax.Array) -> jax.Array:
+  def embed(self, tokens_BL: jax.Array, positions_BL: jax.Array) -> jax.Array:
     c = self.config
     # Gathered over fsdp first: looked up in a table sharded over two axes, XLA would replicate x.
     table_VD = constrain(self.table_VD, 'vocab', None)
     x_BLD = jnp.take(table_VD, tokens_BL, axis=0) * c.embedding_scale
+    if c.positions is not None:  # a place that has no vector gets NaN
+      x_BLD += jnp.take(constrain(self.positions_PD, None, None), positions_BL, axis=0)
     if c.embedding_norm is not None:
       x_BLD = self.embedding_norm(x_BLD)
     return x_BLD.astype(c.dtype)
@@ -451,9 +466,9 @@ class Ends(nn.Module):
   def finish(self, x_BLD: jax.Array) -> jax.Array:
     return self.final_norm(x_BLD)
 
-  def both(self, tokens_BL: jax.Array) -> jax.Array:
+  def both(self, tokens_BL: jax.Array, positions_BL: jax.Array) -> jax.Array:
     """Touches every parameter, for `init`."""
-    return self.finish(self.embed(tokens_BL))
+    return self.finish(self.embed(tokens_BL, positions_BL))
 
 
 def _apply(module: nn.Module, params: Params, *arguments: Any, method: str | None = None) -> Any:

@@ -1,4 +1,4 @@
-"""Root-mean-square normalisation. D is the normalised dimension, any others lead."""
+"""Normalisation of vectors. D is the normalised dimension, any others lead."""
 
 import jax
 import jax.numpy as jnp
@@ -19,4 +19,15 @@ def rms_norm(x: jax.Array, scale_D: jax.Array | None, *, eps: float) -> jax.Arra
   y = x_f32 * jax.lax.rsqrt(jnp.mean(jnp.square(x_f32), axis=-1, keepdims=True) + eps)
   if scale_D is not None:
     y = y * scale_D.reshape((1,) * (y.ndim - 1) + scale_D.shape)
+  return y.astype(x.dtype)
+
+
+def layer_norm(x: jax.Array, scale_D: jax.Array | None, bias_D: jax.Array, *, eps: float):
+  """Layer normalisation, Ba et al. 2016 (arXiv:1607.06450): (x - mean) / sqrt(var + eps) * scale + bias.
+
+  Arguments and result are those of `rms_norm`; bias_D is f32.
+  """
+  x_f32 = x.astype(jnp.float32)
+  x_f32 = x_f32 - jnp.mean(x_f32, axis=-1, keepdims=True)
+  y = rms_norm(x_f32, scale_D, eps=eps) + bias_D.reshape((1,) * (x.ndim - 1) + bias_D.shape)
   return y.astype(x.dtype)

@@ -31,7 +31,12 @@ HIDDEN_MATRICES: dict[Dims, int] = {  # -> how many of the dimensions, from the 
   ('embed', 'mlp'): 1,
   ('mlp', 'embed'): 1,
 }
-OUTER_MATRICES: set[Dims] = {('vocab', 'embed'), ('embed', 'vocab'), ('embed', 'choice')}
+OUTER_MATRICES: set[Dims] = {
+  ('vocab', 'embed'),
+  ('position', 'embed'),
+  ('embed', 'vocab'),
+  ('embed', 'choice'),
+}
 HEAD_BIASES: set[Dims] = {('heads', 'head_dim'), ('kv_heads', 'head_dim')}
 
 

@@ -26,6 +26,7 @@ TABLE: dict[str | None, tuple[str, ...]] = {
   'head_dim': (),
   'mlp': ('tensor',),
   'vocab': ('tensor',),
+  'position': (),
   'expert': ('expert',),
   'choice': (),  # of an expert, by the router
   'layers': ('pipe',),

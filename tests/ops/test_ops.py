@@ -13,7 +13,7 @@ from lmjax.ops import attention, moe, rope
 from lmjax.ops.dot import dot
 from lmjax.ops.grouped import ROWS, grouped_dot
 from lmjax.ops.loss import cross_entropy
-from lmjax.ops.norm import rms_norm
+from lmjax.ops.norm import layer_norm, rms_norm
 
 RNG = np.random.default_rng(0)
 
@@ -73,6 +73,15 @@ def test_rms_norm_is_the_formula():
   np.testing.assert_allclose(
     jit(functools.partial(rms_norm, eps=1e-6))(x, scale), expected * np.asarray(scale), atol=1e-6
   )
+
+
+def test_layer_norm_is_the_formula():
+  x, scale, bias = normal(3, 8), normal(8), normal(8)
+  less = np.asarray(x) - np.mean(np.asarray(x), -1, keepdims=True)
+  size = np.sqrt(np.mean(less**2, -1, keepdims=True) + 1e-6)
+  expected = less / size * np.asarray(scale) + np.asarray(bias)
+  found = jit(functools.partial(layer_norm, eps=1e-6))(x, scale, bias)
+  np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_rotation_is_the_complex_product_and_depends_on_distance_alone():
