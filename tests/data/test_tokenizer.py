@@ -134,6 +134,51 @@ def test_a_tokenizer_that_changes_text_is_refused(tmp_path):
       Tokenizer.load(_save(inner, tmp_path))
 
 
+def _pieces(prefix: str, as_normaliser: bool) -> tokenizers.Tokenizer:
+  """As Llama 2 and Mistral (with a prefix) and Gemma (without) save theirs."""
+  names = ['<unk>', '<s>', '</s>', *(f'<0x{byte:02X}>' for byte in range(256))]
+  names += ['▁', 's', 'e', 'a', 'se', 'sea', '▁sea', '▁▁']
+  merges = [('s', 'e'), ('se', 'a'), ('▁', 'sea'), ('▁', '▁')]
+  vocab = {name: index for index, name in enumerate(names)}
+  bpe = models.BPE(vocab, merges, unk_token='<unk>', fuse_unk=True, byte_fallback=True)
+  inner = tokenizers.Tokenizer(bpe)
+  if as_normaliser:
+    steps = [normalizers.Prepend('▁')] if prefix else []
+    inner.normalizer = normalizers.Sequence([*steps, normalizers.Replace(' ', '▁')])
+  else:
+    scheme = 'first' if prefix else 'never'
+    inner.pre_tokenizer = pre_tokenizers.Metaspace('▁', prepend_scheme=scheme, split=False)
+  inner.add_special_tokens(['<unk>', '<s>', '</s>'])
+  return inner
+
+
+@pytest.mark.parametrize('as_normaliser', [True, False])
+@pytest.mark.parametrize('prefix', ['▁', ''])
+def test_a_sentencepiece_tokenizer_gives_its_ids_and_every_byte_back(
+  tmp_path, prefix, as_normaliser
+):
+  path = _save(_pieces(prefix, as_normaliser), tmp_path)
+  tokenizer = Tokenizer.load(path)
+  expected = tokenizers.Tokenizer.from_file(path).encode('sea  sea é', add_special_tokens=False)
+  assert tokenizer.encode('sea  sea é').tolist() == expected.ids
+  assert (tokenizer.start, tokenizer.end) == (1, 2)
+  for text in (
+    b'',
+    b' ',
+    b' sea',
+    b'sea\xff sea\xfe',
+    b'\xff sea',
+    b' \xff',
+    b'</s>',
+    '😀'.encode(),
+  ):
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+  tokenizer.save(tmp_path / 'again.json')
+  assert Tokenizer.load(tmp_path / 'again.json').sha256 == tokenizer.sha256
+  again = tokenizers.Tokenizer.from_file(str(tmp_path / 'again.json'))
+  assert again.encode('sea  sea é', add_special_tokens=False).ids == expected.ids
+
+
 def test_a_file_that_is_no_tokenizer_is_refused(tmp_path):
   with pytest.raises(UserError, match=r'gone\.json cannot be read: .*No such file'):
     Tokenizer.load(tmp_path / 'gone.json')
