@@ -20,7 +20,9 @@ from lmjax.models.transformer import Decoder
 class Sample(Task):
   """Continues a prompt with a trained model."""
 
-  checkpoint: str = leaf('', 'The folder of a run, or of one of its checkpoints.')
+  checkpoint: str = leaf(
+    '', "A run's folder, a Hugging Face folder, a GGUF file or an asset's name."
+  )
   prompt: str = leaf('', 'Text that every sample begins with; empty = a whole post.')
   samples: int = leaf(5, 'How many to draw.', low=1)
   max_tokens: int = leaf(120, 'Tokens to add at most.', low=1)

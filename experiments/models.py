@@ -1,0 +1,17 @@
+"""Models that are there already, trained here or published: scored, and written for others."""
+
+from lmjax.core.registry import experiment
+from lmjax.train.export import ExportHf
+from lmjax.train.score import Score
+
+
+@experiment
+def score() -> Score:
+  """Log-probabilities of texts: --checkpoint=RUN --texts=FILE.jsonl --output=FILE.jsonl."""
+  return Score()
+
+
+@experiment
+def export_hf() -> ExportHf:
+  """Write a model as a Hugging Face folder: --checkpoint=RUN --output=DIR."""
+  return ExportHf()
