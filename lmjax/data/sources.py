@@ -139,7 +139,7 @@ class Posts(Config):
     super().__post_init__()
     if not self._items():
       raise UserError(
-        f'posts={self.posts!r}: expected an asset ({", ".join(assets.ASSETS)}) or files'
+        f'posts={self.posts!r}: expected an asset ({", ".join(assets.of_kind("posts"))}) or files'
       )
 
   @property
@@ -156,7 +156,7 @@ class Posts(Config):
     """
     found = set()
     for item in self._items():
-      if item in assets.ASSETS:
+      if item in assets.of_kind('posts'):
         found.add(str(assets.fetch(item)))
       else:
         found |= _matches(item)
@@ -168,8 +168,9 @@ class Posts(Config):
     Reads every file once to hash it; an asset is neither read nor downloaded.
     """
     items = self._items()
-    known = {assets.ASSETS[item].sha256 for item in items if item in assets.ASSETS}
-    paths = sorted({path for item in items if item not in assets.ASSETS for path in _matches(item)})
+    named = assets.of_kind('posts')
+    known = {named[item].sha256 for item in items if item in named}
+    paths = sorted({path for item in items if item not in named for path in _matches(item)})
     with ThreadPoolExecutor(_THREADS) as pool:
       hashes = sorted([*known, *pool.map(files.sha256, paths)])
     fields = {f'{field}_field': getattr(self, f'{field}_field') for field in _NAMES}
@@ -249,7 +250,7 @@ def _matches(item: str) -> set[str]:
 
 
 def _asset_hint(item: str) -> str:
-  return f'check the path, or pass an asset ({nearest(item, assets.ASSETS)})'
+  return f'check the path, or pass an asset ({nearest(item, assets.of_kind("posts"))})'
 
 
 def _notes(sources: list[_Source]) -> list[str]:

@@ -70,7 +70,7 @@ def locate(checkpoint: str) -> Path:
   """
   path = at(checkpoint)
   name = checkpoint.lower()
-  return assets.fetch(name) if name in assets.ASSETS and not path.exists() else path
+  return assets.fetch(name) if name in assets.of_kind('model') and not path.exists() else path
 
 
 def _published(path: Path, said: Any, tokenizer: Tokenizer, params: Params) -> Loaded:
@@ -97,7 +97,7 @@ def _load_run(folder: Path, mesh: jax.sharding.Mesh | None) -> Loaded:
 
 def _checkpoint_folder(path: Path) -> Path:
   if not path.is_dir():
-    near = closest(str(path), assets.ASSETS)
+    near = closest(str(path), assets.of_kind('model'))
     also = f' (did you mean the asset {near[0]}?)' if near else ''
     raise UserError(
       f'--checkpoint={path}: there is no such folder: pass the folder of a run, a Hugging Face folder, '

@@ -16,6 +16,7 @@ from lmjax.core.errors import UserError
 
 CONTENT = b'source_id,text\n1,hello\n'
 HELLO = assets.Asset(
+  kind='posts',
   package='lmjax-test-hello',
   version='1.0',
   member='hello/data/hello.csv',
