@@ -209,7 +209,12 @@ def test_both_layouts_start_with_the_same_parameters(model):
 def test_remat_changes_no_gradient(model):
   other = dataclasses.replace(model, remat='full' if model.remat == 'none' else 'none')
   params, batch = random_params(model), rows_of([posts([5, 9]), posts([20], seed=1), [], []])
-  assert_close(*(loss_and_grads(model, params, batch)[1] for model in (model, other)))
+  grads = [loss_and_grads(model, params, batch)[1] for model in (model, other)]
+  if model.positions is not None:
+    # A bias of all keys moves all scores of a query alike: its gradient is zero, and rounding here.
+    for each in grads:
+      assert np.abs(each['layers']['attention'].pop('key_bias')).max() < 1e-5
+  assert_close(*grads)
 
 
 def test_every_parameter_has_dimension_names_of_its_rank(model):
