@@ -148,7 +148,7 @@ def side(settings: dict[str, Any]) -> Callable[[], dict[str, Any]]:
 def random_model(shape: dict[str, int], dtype: str) -> tuple[Decoder, Params]:
   """A decoder of `shape` and random parameters, nothing at zero."""
   model: Any = Decoder(**shape, dtype=dtype)  # type: ignore[arg-type]
-  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  shapes = model.shapes()
   rng = np.random.default_rng(0)
   draw = lambda x: rng.standard_normal(math.prod(x.shape), np.float32).reshape(x.shape) * 0.02
   return model, jax.tree.map(lambda x: jax.numpy.asarray(draw(x)), shapes)

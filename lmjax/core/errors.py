@@ -12,6 +12,12 @@ class UserError(ValueError):
   """One clear sentence for the user: what was given, what is allowed, what to do."""
 
 
+def need(flag: str, value: str, what: str) -> None:
+  """UserError where a flag that has no default was not given; `what` is an example and what it is."""
+  if not value:
+    raise UserError(f'no --{flag} was given: pass --{flag}={what}')
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
   """`did you mean a or b?` for the closest of `known`; where none is close, all of them."""
   known = sorted(known)

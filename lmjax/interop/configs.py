@@ -94,10 +94,11 @@ def _scaling(said: Keys) -> RopeScaling | None:
 
 
 def _write_rope(rope: Rope) -> Write:
-  return {'rope_theta': rope.base, 'rope_scaling': _write_scaling(rope.scaling)}
+  return {'rope_theta': rope.base, 'rope_scaling': write_scaling(rope.scaling)}
 
 
-def _write_scaling(scaling: RopeScaling | None) -> Write | None:
+def write_scaling(scaling: RopeScaling | None) -> Write | None:
+  """The value of `rope_scaling`."""
   if scaling is None:
     return None
   if scaling.kind == 'linear':

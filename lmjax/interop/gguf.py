@@ -18,7 +18,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from lmjax.core.errors import UserError, nearest
 from lmjax.core.types import Params
 from lmjax.data.tokenizer import Tokenizer
-from lmjax.interop import families, names, tensors
+from lmjax.interop import configs, families, names, tensors
 from lmjax.interop.tensors import Source
 from lmjax.models.transformer import Decoder
 from lmjax.ops.rope import RopeScaling, frequencies
@@ -72,11 +72,14 @@ _LLAMA3_WORDS = (
 _QWEN_WORDS = _LLAMA3_WORDS.replace(r'\p{N}{1,3}', r'\p{N}')
 
 
+_WHOLE_WORDS = ('llama-bpe', 'llama3', 'llama-v3')  # a word in the vocabulary needs no merge
+
+
 class File(NamedTuple):
   """What a file says beside its tensors; the attributes are those of `huggingface.Folder`.
 
   Attributes:
-    fields: name -> value, of what was not asked for yet.
+    field: name -> what the file says under it, or None.
     source: its tensors, dequantised as they are read.
   """
 
@@ -164,11 +167,7 @@ def load_tokenizer(file: File) -> Tokenizer:
   spelled = file.field('tokenizer.ggml.tokens')
   merges = [tuple(merge.split(' ')) for merge in file.field('tokenizer.ggml.merges')]
   ids = {token: index for index, token in enumerate(spelled)}
-  whole_words = words in (
-    'llama-bpe',
-    'llama3',
-    'llama-v3',
-  )  # those in the vocabulary need no merge
+  whole_words = words in _WHOLE_WORDS
   inner = tokenizers.Tokenizer(models.BPE(vocab=ids, merges=merges, ignore_merges=whole_words))
   inner.pre_tokenizer = pre_tokenizers.Sequence(
     [*_WORDS[words](), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
@@ -240,13 +239,7 @@ def _scaling(said: Callable[[str], Any], keys: Mapping[str, Any], source: Source
   ours_J = frequencies(head_dim, base, None) / frequencies(head_dim, base, scaling)
   if not np.allclose(by_J, ours_J, rtol=1e-3):
     raise UserError(f'{source.where}: rope_freqs.weight is not the rope scaling of Llama 3')
-  return {
-    'rope_type': 'llama3',
-    'factor': scaling.factor,
-    'original_max_position_embeddings': scaling.original_length,
-    'low_freq_factor': scaling.low_frequency_factor,
-    'high_freq_factor': scaling.high_frequency_factor,
-  }
+  return configs.write_scaling(scaling)
 
 
 def dequantise(where: str, found: Mapping[str, Any], name: str) -> np.ndarray:

@@ -19,6 +19,9 @@ from lmjax.interop import gguf, huggingface
 from lmjax.models.transformer import Decoder
 from lmjax.parallel import sharding
 
+CHECKPOINT = "A run's folder, a Hugging Face folder, a GGUF file or an asset's name."
+"""What the flag --checkpoint says of itself."""
+
 
 class Loaded(NamedTuple):
   """A trained model, ready to use.

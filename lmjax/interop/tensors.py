@@ -128,7 +128,7 @@ def pieces(model: Decoder, names: Mapping[str, str], order: Order) -> list[Piece
     order: of the tensors' matrices.
   """
   stacked = dataclasses.replace(model, layout='scan')
-  shapes = jax.eval_shape(stacked.init, jax.random.key(0))
+  shapes = stacked.shapes()
   dims = jax.tree.leaves_with_path(stacked.dims(), is_leaf=sharding.is_dims)
   found = []
   for (keys, names_of_dims), leaf in zip(dims, jax.tree.leaves(shapes), strict=True):
@@ -188,7 +188,7 @@ def fill(
   donated: at most the model and one tensor are in memory.
   """
   stacked = dataclasses.replace(model, layout='scan')
-  shapes = jax.eval_shape(stacked.init, jax.random.key(0))
+  shapes = stacked.shapes()
   if mesh is None:
     here = SingleDeviceSharding(jax.local_devices()[0])
     where = jax.tree.map(lambda _: here, shapes)

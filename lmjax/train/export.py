@@ -3,12 +3,11 @@
 from pathlib import Path
 
 from lmjax.core.config import leaf
-from lmjax.core.errors import UserError
+from lmjax.core.errors import UserError, need
 from lmjax.core.task import Report, Task
 from lmjax.core.tree import count
 from lmjax.interop import huggingface
-from lmjax.interop.load import load
-from lmjax.train.score import CHECKPOINT, need
+from lmjax.interop.load import CHECKPOINT, load
 
 
 class ExportHf(Task):

@@ -7,19 +7,11 @@ from typing import Any
 import numpy as np
 
 from lmjax.core.config import leaf
-from lmjax.core.errors import UserError
+from lmjax.core.errors import UserError, need
 from lmjax.core.storage import at
 from lmjax.core.task import Report, Task
 from lmjax.generate.score import score
-from lmjax.interop.load import load
-
-CHECKPOINT = "A run's folder, a Hugging Face folder, a GGUF file or an asset's name."
-
-
-def need(flag: str, value: str, what: str) -> None:
-  """UserError where the text of a flag that has no default was not given."""
-  if not value:
-    raise UserError(f'no --{flag} was given: pass --{flag}={what}')
+from lmjax.interop.load import CHECKPOINT, load
 
 
 class Score(Task):
@@ -64,7 +56,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
   try:
     lines = path.read_text(encoding='utf-8').split('\n')
   except (OSError, UnicodeDecodeError) as error:
-    raise UserError(f'--texts={path} cannot be read: {error}') from None
+    raise UserError(f'--texts={path} cannot be read: {error}: pass a JSONL file in UTF-8') from None
   rows = []
   for number, line in enumerate(lines, 1):
     if not line.strip():

@@ -14,6 +14,7 @@ from lmjax.core.errors import UserError
 from lmjax.data.tokenizer import train
 from lmjax.generate.score import score
 from lmjax.interop.load import load, locate
+from lmjax.train.sample import Sample
 
 
 @pytest.fixture
@@ -56,6 +57,11 @@ def test_an_assets_name_is_its_file(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'smollm2-135m-instruct').mkdir()
   assert str(locate('smollm2-135m-instruct')) == 'smollm2-135m-instruct'
+
+
+def test_samples_are_drawn_of_weights_in_int8(folder, tmp_path):
+  drawn = Sample(checkpoint=str(folder), weights='int8', samples=1, max_tokens=3).run(tmp_path)
+  assert len(drawn['samples']) == 1
 
 
 def test_nothing_of_the_kind_is_refused():
