@@ -80,12 +80,20 @@ class Job:
     )
 
   def _suited_model(self) -> Decoder:
-    """The model for the tokenizer and these devices; refused where processes would differ."""
+    """The model for the tokenizer, the posts and these devices; refused where it cannot be."""
     dtype = self.preset.compute_dtype(self.task.model.dtype)
     hosts.check_equal(
       'compute dtype', dtype, 'use one kind of machine, or pass --model.dtype=float32'
     )
     model = dataclasses.replace(self.task.model, dtype=dtype)
+    longest = lambda: max(int(shards.lengths('held_out').max()) + 1 for shards in self.shards)
+    if (
+      model.positions is not None and (needed := max(self.task.length, longest())) > model.positions
+    ):
+      raise UserError(
+        f'model.positions={model.positions} are fewer than the {needed} tokens of a row or of the '
+        f'longest post that is held out: pass --model.positions={needed} or more'
+      )
     return model.with_vocab(self.tokenizer.vocab)
 
   def _open_store(self) -> Store:
