@@ -12,6 +12,7 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,9 @@ from lmjax.core import processor
 from lmjax.core.errors import UserError
 
 PEERS = Path(__file__).parents[2] / 'tools' / 'bench' / 'peers'
-_READY_SECONDS = 1800.0  # torch.compile's first compilation of a large model takes minutes
+_SECONDS = (
+  1800.0  # a side may be silent: torch.compile's first compilation of a large model takes minutes
+)
 _OTHERS = 0.05  # of all cores; more and a turn is taken again
 _AGAIN = 3
 _TICKS = os.sysconf('SC_CLK_TCK')
@@ -111,7 +114,7 @@ def compete(sides: Sequence[Side], rounds: int, log: Path) -> Contest:
     log: a file for what they print to standard error.
 
   Raises:
-    UserError: a side ended early, or was not ready in half an hour.
+    UserError: a side ended early, or was silent for half an hour.
   """
   with contextlib.ExitStack() as stack:
     file = stack.enter_context(log.open('a'))
@@ -157,14 +160,18 @@ def _take_turn(side: Side, process: subprocess.Popen[str], log: Path) -> Turn:
 
 
 def _read(side: Side, process: subprocess.Popen[str], log: Path) -> dict[str, Any]:
-  """The next line of JSON that a side says; other lines are its libraries' talk."""
+  """The next line of JSON that a side says, within `_SECONDS`; other lines are its libraries' talk."""
   assert process.stdout is not None
-  end = time.monotonic() + _READY_SECONDS
-  for line in process.stdout:
-    if line.startswith('{'):
-      return json.loads(line)
-    if time.monotonic() > end:
-      raise UserError(f'{side.name} was not ready within {_READY_SECONDS:.0f} s: see {log}')
+  late, end = threading.Timer(_SECONDS, process.kill), time.monotonic() + _SECONDS
+  late.start()
+  try:
+    for line in process.stdout:
+      if line.startswith('{'):
+        return json.loads(line)
+  finally:
+    late.cancel()
+  if time.monotonic() >= end:
+    raise UserError(f'{side.name} said nothing for {_SECONDS:g} s and was ended: see {log}')
   raise UserError(f'{side.name} ended early with exit code {process.wait()}: see {log}')
 
 

@@ -6,7 +6,7 @@ bf16; every contestant is a process of its own (lmjax/bench/contest.py).
 
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from lmjax.bench.contest import Contest, Figure, Side
 from lmjax.bench.side import Turn
 from lmjax.core import processor
 from lmjax.core.config import leaf
+from lmjax.core.errors import UserError
 from lmjax.core.task import Report, Task
 from lmjax.core.types import Batch
 from lmjax.models.transformer import Decoder
@@ -37,18 +38,33 @@ _LENGTH = 256
 class BenchTrain(Task):
   """Times a training step beside torch, eager and compiled, and beside the peak of matrix products."""
 
-  shapes: tuple[str, ...] = leaf(('13.8m', '110m'), f'Models, of {", ".join(_SHAPES)}.')
+  shapes: tuple[Literal['13.8m', '110m'], ...] = leaf(('13.8m', '110m'), 'Models, by parameters.')
   tokens: tuple[int, ...] = leaf((1024, 4096), 'Tokens of a step, multiples of 256.', low=256)
-  dtypes: tuple[str, ...] = leaf(('f32', 'bf16'), 'Compute dtypes, of f32, bf16.')
+  dtypes: tuple[Literal['f32', 'bf16'], ...] = leaf(
+    ('f32', 'bf16'), 'Compute dtypes; bf16 is left out on a CPU that has no products in it.'
+  )
   rounds: int = leaf(5, 'Turns that each contestant takes.', low=1)
   seconds: float = leaf(3.0, 'Roughly how long a turn is.', above=0.0)
   peers: bool = leaf(True, 'Run torch too, of the extra [bench].')
 
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    for tokens in self.tokens:
+      if tokens % _LENGTH:
+        nearest = tokens // _LENGTH * _LENGTH
+        raise UserError(
+          f'tokens={tokens} is not a multiple of {_LENGTH}: the nearest are {nearest} and '
+          f'{nearest + _LENGTH}'
+        )
+
   def run(self, workdir: Path) -> Report:
     cells = {}
+    dtypes = [dtype for dtype in self.dtypes if dtype == 'f32' or processor.multiplies_bf16()]
+    if len(dtypes) < len(self.dtypes):
+      print('bf16 is left out: this CPU has no products in it, and torch takes minutes for a step')
     for name in self.shapes:
       for tokens in self.tokens:
-        for dtype in self.dtypes:
+        for dtype in dtypes:
           label = f'{name}, {tokens:,} tokens, {dtype}'
           print(label, flush=True)
           cells[label] = self._cell(name, tokens, dtype, workdir)
@@ -67,12 +83,11 @@ class BenchTrain(Task):
       for compiled, mode in ((False, 'eager'), (True, 'compile')):
         peer = {**settings, 'compile': compiled}
         sides.append(contest.peer(f'torch_{mode}', 'train.py', peer))
-    return _figures(
-      contest.compete(sides, self.rounds, workdir / 'stderr.log'), sides, flops, dtype
-    )
+    return figures(contest.compete(sides, self.rounds, workdir / 'stderr.log'), sides, flops, dtype)
 
 
-def _figures(found: Contest, sides: list[Side], flops: float, dtype: str) -> dict[str, Any]:
+def figures(found: Contest, sides: list[Side], flops: float, dtype: str) -> dict[str, Any]:
+  """Medians, spreads and ratios of a contest whose step has `flops`."""
   of_peak = [
     flops / step.figures['seconds'] / peak.figures['flops_per_second']
     for step, peak in zip(found.turns['lmjax'], found.turns['peak'], strict=True)

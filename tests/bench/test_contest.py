@@ -63,6 +63,13 @@ def test_a_side_that_ends_early_is_named_with_where_to_look(tmp_path):
     contest.compete([failing], 1, tmp_path / 'log')
 
 
+def test_a_side_that_says_nothing_is_ended(tmp_path, monkeypatch):
+  monkeypatch.setattr(contest, '_SECONDS', 0.5)
+  silent = Side('torch', [sys.executable, '-c', 'import time; time.sleep(60)'])
+  with pytest.raises(UserError, match=r'torch said nothing for 0.5 s and was ended: see .*log'):
+    contest.compete([silent], 1, tmp_path / 'log')
+
+
 def test_a_script_that_is_not_there_asks_for_a_checkout(tmp_path, monkeypatch):
   monkeypatch.setattr(contest, 'PEERS', tmp_path)
   with pytest.raises(UserError, match='from a checkout'):
