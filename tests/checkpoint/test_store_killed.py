@@ -40,7 +40,7 @@ def _run_and_kill(folder: Path, rng: random.Random) -> int:
   command = [sys.executable, '-c', _CHILD, str(folder)]
   child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
   assert child.stdout is not None
-  lines = [child.stdout.readline() for _ in range(1 + 2 * rng.randrange(4))]
+  lines = [child.stdout.readline() for _ in range(1 + 2 * rng.randrange(6))]
   time.sleep(rng.uniform(0.0, 0.05))
   child.kill()
   lines += child.communicate()[0].splitlines()
@@ -52,7 +52,7 @@ def test_a_kill_at_any_moment_of_a_save_loses_no_completed_one(tmp_path):
   folder, rng, completed, inside = tmp_path / 'checkpoints', random.Random(0), 0, 0
   where = SingleDeviceSharding(jax.devices()[0])
   shape = jax.ShapeDtypeStruct((1 << 20,), jnp.int32, sharding=where)
-  for _ in range(4):
+  for _ in range(6):
     completed = max(completed, _run_and_kill(folder, rng))
     inside += any(folder.glob('*.tmp'))
     with Store(folder, keep_latest=2, keep_every=None, files={}) as store:
@@ -62,4 +62,4 @@ def test_a_kill_at_any_moment_of_a_save_loses_no_completed_one(tmp_path):
       assert extra == {'step': step}
       assert bool(jnp.all(state['a'] == step) & jnp.all(state['b'] == step + 1))
   assert completed > 0
-  assert inside >= 2  # 4 of 4 on a quiet machine
+  assert inside >= 3  # 6 of 6 on a quiet machine
