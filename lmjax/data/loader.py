@@ -9,7 +9,8 @@ nothing about devices: NumPy arrays out.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -25,14 +26,81 @@ _THREADS, _AHEAD = 2, 8  # that prepare batches, and batches that wait ready
 _EPOCHS, _WINDOWS = 8, 64  # orders kept in memory
 
 
-class Loader:
-  """The batches of a run.
+class Batches:
+  """Batches of `batch_rows` rows, each computed from its number by `_read`.
 
   Attributes:
-    batch_rows, length: rows of a batch and positions of a row.
+    batch_rows: rows of a batch, over all hosts.
+    length: positions of a row; None of rows that have no positions.
+    bytes_read: of records, by this process.
+  """
+
+  batch_rows: int
+  length: int | None
+  bytes_read: int = 0
+
+  def batch(self, step: int, rows: Sequence[int] | None = None) -> Any:
+    """Rows `step` x batch and on; of them those numbered `rows` from 0 alone, reading no other."""
+    wanted = range(self.batch_rows) if rows is None else rows
+    return self._read([step * self.batch_rows + row for row in wanted])
+
+  def iterate(self, start: int, stop: int, rows: Sequence[int] | None = None) -> Iterator[Any]:
+    """`batch` of steps `start` to `stop` - 1, prepared ahead in background threads.
+
+    Close the iterator (or use it up) to end the threads.
+    """
+    import grain  # here: it takes 0.4 s, which --help need not wait
+
+    steps = grain.MapDataset.range(start, stop).map(lambda step: self.batch(step, rows))
+    options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
+    batches = iter(steps.to_iter_dataset(options))
+    try:
+      yield from batches
+    finally:
+      batches.close()
+
+  def _read(self, rows: Sequence[int]) -> Any:
+    """A pytree of arrays whose first dimension is that of `rows`, numbers of global rows."""
+    raise NotImplementedError
+
+
+class Rows(Batches):
+  """Batches of rows that are in memory: each of `count` once an epoch, in an order of the epoch's own.
+
+  Args:
+    read: numbers of rows, below `count`, -> a pytree of arrays with a first dimension for them.
+    length: positions of a row, the second dimension of the arrays that have them; or None.
+  """
+
+  def __init__(
+    self,
+    read: Callable[[Sequence[int]], Any],
+    count: int,
+    *,
+    batch: int,
+    length: int | None,
+    seed: int,
+  ) -> None:
+    self.batch_rows, self.length = batch, length
+    self._rows, self._count = read, count
+    self._order = functools.lru_cache(_EPOCHS)(
+      lambda epoch: permutation(count, 'rows', seed, epoch)
+    )
+
+  def _read(self, rows: Sequence[int]) -> Any:
+    places = [divmod(row, self._count) for row in rows]
+    return self._rows([int(self._order(epoch)[place]) for epoch, place in places])
+
+
+class Loader(Batches):
+  """The batches of posts.
+
+  Attributes:
     rows: rows in one epoch of each source.
     fill: share of the positions of each source that are not padding.
   """
+
+  length: int
 
   def __init__(
     self,
@@ -68,33 +136,12 @@ class Loader:
     self.fill = [packed.fill for packed in self._packings]
 
   @property
-  def bytes_read(self) -> int:
-    """Bytes of records that this process has read."""
+  def bytes_read(self) -> int:  # type: ignore[override]
     return sum(shards.bytes_read for shards in self._shards)
 
   def row(self, row: int) -> Batch:
     """Global row `row` of the run, as a batch of one."""
     return self._read([row])
-
-  def batch(self, step: int, rows: Sequence[int] | None = None) -> Batch:
-    """Rows `step` x batch and on; of them those numbered `rows` from 0 alone, reading no other."""
-    wanted = range(self.batch_rows) if rows is None else rows
-    return self._read([step * self.batch_rows + row for row in wanted])
-
-  def iterate(self, start: int, stop: int, rows: Sequence[int] | None = None) -> Iterator[Batch]:
-    """`batch` of steps `start` to `stop` - 1, prepared ahead in background threads.
-
-    Close the iterator (or use it up) to end the threads.
-    """
-    import grain  # here: it takes 0.4 s, which --help need not wait
-
-    steps = grain.MapDataset.range(start, stop).map(lambda step: self.batch(step, rows))
-    options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
-    batches = iter(steps.to_iter_dataset(options))
-    try:
-      yield from batches
-    finally:
-      batches.close()
 
   def _read(self, rows: Sequence[int]) -> Batch:
     """The given global rows, with one read of each source."""

@@ -17,7 +17,6 @@ import numpy as np
 
 from lmjax.core import tree
 from lmjax.core.errors import UserError
-from lmjax.core.types import Batch
 from lmjax.parallel import hosts
 
 FOLDER = 'audit'
@@ -31,7 +30,7 @@ class Audit:
     if self._path:
       self._path.parent.mkdir(parents=True, exist_ok=True)
 
-  def batch(self, step: int, rows: Sequence[int], batch: Batch, bytes_read: int) -> None:
+  def batch(self, step: int, rows: Sequence[int], batch: Any, bytes_read: int) -> None:
     """Notes the rows numbered `rows` of the batch of `step`, which `batch` holds."""
     if self._path:
       arrays = [np.ascontiguousarray(x) for x in jax.tree.leaves(batch)]

@@ -26,7 +26,7 @@ from lmjax.core.errors import UserError
 from lmjax.core.task import Report, Task, write_json
 from lmjax.data.sources import Posts, Rows
 from lmjax.train import audit
-from lmjax.train.job import open_data
+from lmjax.train.pretrain import open_data
 
 _TIMEOUT = 1800.0  # seconds for one start
 _AGAIN = 10  # steps that a layout takes a second time

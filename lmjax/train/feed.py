@@ -9,30 +9,30 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lmjax.core.types import Batch
-from lmjax.data.loader import Loader
+from lmjax.data.loader import Batches
 from lmjax.parallel import hosts
 from lmjax.train.audit import Audit
+from lmjax.train.state import batch_sharding
 
 STOP = 'stop'  # the metric that says whether some process was asked to
 
 
 class Feed:
-  """The batches of `loader` laid out by `sharding`, of which this process reads its part.
+  """The batches of `loader` laid out over `mesh`, of which this process reads its part.
 
   Attributes:
     rows: the rows of each batch that some device of this process holds, in order. Processes that
       split another dimension (tensor, context, pipe) read the same ones.
   """
 
-  def __init__(self, loader: Loader, sharding: NamedSharding, audit: Audit) -> None:
-    self._loader, self._sharding, self._audit = loader, sharding, audit
-    self._shape = (loader.batch_rows, loader.length)
-    held = sharding.addressable_devices_indices_map(self._shape).values()
-    slices = [range(self._shape[0])[index[0]] for index in held if index is not None]
+  def __init__(self, loader: Batches, mesh: jax.sharding.Mesh, audit: Audit) -> None:
+    self._loader, self._mesh, self._audit = loader, mesh, audit
+    self._size = loader.batch_rows
+    held = self._sharding((self._size,)).addressable_devices_indices_map((self._size,)).values()
+    slices = [range(self._size)[index[0]] for index in held if index is not None]
     self.rows = sorted({row for rows in slices for row in rows})
 
-  def batches(self, first: int, last: int) -> Iterator[Batch]:
+  def batches(self, first: int, last: int) -> Iterator[Any]:
     """Batches first .. last - 1, each on its devices."""
     read = self._loader.iterate(first, last, self.rows)
     with contextlib.closing(read):  # type: ignore[type-var]
@@ -40,19 +40,28 @@ class Feed:
         self._audit.batch(step, self.rows, batch, self._loader.bytes_read)
         yield self._place(batch)
 
-  def abstract(self) -> Batch:
+  def abstract(self) -> Any:
     """A batch without its numbers, for compiling."""
-    batch = self._loader.batch(0, self.rows[:1])
-    struct = lambda x: jax.ShapeDtypeStruct(self._shape, x.dtype, sharding=self._sharding)
-    return jax.tree.map(struct, batch)
 
-  def _place(self, batch: Batch) -> Batch:
-    return place(batch, self._sharding, self._shape[0], self.rows)
+    def struct(x_R: np.ndarray) -> jax.ShapeDtypeStruct:
+      shape = (self._size, *x_R.shape[1:])
+      return jax.ShapeDtypeStruct(shape, x_R.dtype, sharding=self._sharding(shape))
+
+    return jax.tree.map(struct, self._loader.batch(0, self.rows[:1]))
+
+  def _place(self, batch: Any) -> Any:
+    one = lambda x_R: place(x_R, self._sharding(x_R.shape), self._size, self.rows)
+    return jax.tree.map(one, batch)
+
+  def _sharding(self, shape: tuple[int, ...]) -> NamedSharding:
+    """Of an array of a batch: split along its rows, and along its length where it has one."""
+    has_length = shape[1:2] == (self._loader.length,)
+    return batch_sharding(self._mesh, ('batch', 'length') if has_length else ('batch',))
 
 
 def place(
-  batch: Batch, sharding: NamedSharding, size: int, rows: list[int] | range | None = None
-) -> Batch:
+  batch: Any, sharding: NamedSharding, size: int, rows: list[int] | range | None = None
+) -> Any:
   """`batch`, which holds `rows` of the `size` rows of a global one, as their part of global arrays."""
   have = np.arange(size) if rows is None else np.asarray(rows)
 
@@ -83,7 +92,7 @@ class Agreement:
     if hosts.count() == 1:
       return train_step
 
-    def step(state: Any, batch: Batch, flags_P: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
+    def step(state: Any, batch: Any, flags_P: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
       state, metrics = train_step(state, batch)
       return state, metrics | {STOP: jnp.max(flags_P)}
 

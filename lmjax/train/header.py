@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from lmjax.core import storage, tree
+from lmjax.core import storage
 from lmjax.core.clock import duration_text, peak_flops
 from lmjax.core.task import device
 from lmjax.parallel.expert import padding_bytes
@@ -21,30 +21,30 @@ _EXPECTED_MFU = 0.4
 
 def header(job: 'Job', first: int) -> str:
   """The lines to show before step `first` + 1."""
-  task, size = job.task, tree.count(job.model.shapes())
-  tokens = task.batch * task.length * task.steps
-  flops = job.flops_per_token * tokens
+  task = job.task
+  length = job.work.source.length or 1
+  tokens = task.batch * length * task.steps
+  flops = job.work.flops_per_token * tokens
   peak, source = peak_flops(job.model.dtype)
   left = (task.last_step - first) / task.steps
   seconds = flops * left / (peak * _EXPECTED_MFU)
-  rows = job.shards[0].manifest['rows'] if len(job.shards) == 1 else None
   lines = [
     f'device      {device()}, mesh {task.mesh}; peak {peak / 1e9:,.0f} GFLOP/s ({source})',
     *([job.preset.line] if job.preset.compiler_options else []),
-    *_dtype_lines(job),
-    *_pipeline_lines(job),
-    *_expert_lines(job),
-    *_warnings(job),
-    f'posts       {_rows_text(rows)}' if rows else f'posts       {len(job.shards)} sources',
-    f'model       {size:,} parameters, vocabulary {job.model.vocab:,}',
-    f'run         {task.steps:,} steps x {task.batch} rows x {task.length} = {tokens:,} tokens, '
+    *job.work.lines(job),
+    f'run         {task.steps:,} steps x {task.batch} rows x {length} = {tokens:,} tokens, '
     f'{flops:.2e} FLOPs',
     f'estimated   {duration_text(seconds)} of training at {_EXPECTED_MFU:.0%} of the peak',
     f'workdir     {storage.origin(job.workdir)}; every setting is in {job.workdir / "config.json"}',
   ]
   if first:
     lines.append(f'resuming    at step {first:,} of {task.last_step:,}')
-  return '\n'.join([*lines, *(note for shards in job.shards for note in shards.notes), ''])
+  return '\n'.join([*lines, *job.work.notes, ''])
+
+
+def decoder_lines(job: 'Job', dtype: str) -> list[str]:
+  """What there is to say about how a decoder is computed on this mesh; `dtype` was asked for."""
+  return [*_dtype_lines(job, dtype), *_pipeline_lines(job), *_expert_lines(job), *_warnings(job)]
 
 
 def expert_padding(job: 'Job') -> int:
@@ -54,7 +54,7 @@ def expert_padding(job: 'Job') -> int:
     return 0
   if jax.default_backend() != 'cpu':
     return 0
-  rows = _rows(job) * (task.length // sizes['context']) * model.moe.top_k
+  rows = _rows(job) * (_length(job) // sizes['context']) * model.moe.top_k
   one = padding_bytes(rows, model.width, 4, sizes['expert'])  # XLA:CPU sends bf16 as f32
   # There and back in the forward pass, where that is done again, and their gradients.
   exchanges = (4 if model.remat == 'none' else 6) * task.accumulate * model.layers // sizes['pipe']
@@ -77,11 +77,11 @@ def pipeline_report(job: 'Job') -> dict[str, Any] | None:
   }
 
 
-def _dtype_lines(job: 'Job') -> list[str]:
-  if job.model.dtype == job.task.model.dtype:
+def _dtype_lines(job: 'Job', dtype: str) -> list[str]:
+  if job.model.dtype == dtype:
     return []
   return [
-    f'dtype       {job.model.dtype}: this CPU has no instructions for {job.task.model.dtype}, with '
+    f'dtype       {job.model.dtype}: this CPU has no instructions for {dtype}, with '
     'which products would be slower'
   ]
 
@@ -135,7 +135,7 @@ def _plan(job: 'Job') -> Plan | None:
 def _live_bytes(job: 'Job', plan: Plan) -> int:
   """Bytes of the inputs that a device of a stage holds when the backward pass begins."""
   sizes, model = job.task.mesh.sizes, job.model
-  positions = job.task.length // (sizes['context'] * sizes['tensor'])
+  positions = _length(job) // (sizes['context'] * sizes['tensor'])
   itemsize = 2 if model.dtype == 'bfloat16' else 4
   return plan.live_items * (_rows(job) // plan.microbatches) * positions * model.width * itemsize
 
@@ -145,7 +145,12 @@ def _rows(job: 'Job') -> int:
   return job.task.batch // job.task.accumulate // batch_ways(job.task.mesh.sizes)
 
 
-def _rows_text(rows: dict[str, Any]) -> str:
+def _length(job: 'Job') -> int:
+  return job.work.source.length or 1
+
+
+def rows_text(rows: dict[str, Any]) -> str:
+  """The counts of a manifest in a line."""
   dropped = ', '.join(f'{count:,} {reason}' for reason, count in rows['dropped'].items())
   return f'{rows["in"]:,} rows = {rows["used"]:,} to train on + {rows["held_out"]:,} held out' + (
     f' + dropped: {dropped}' if dropped else ''

@@ -10,7 +10,6 @@ import jax
 
 from lmjax.core.clock import Ledger, Pace
 from lmjax.core.metrics import Tee
-from lmjax.core.types import Batch
 from lmjax.train.feed import STOP
 from lmjax.train.guard import Guard
 from lmjax.train.state import TrainState
@@ -26,7 +25,7 @@ class Loop(NamedTuple):
     evaluate_every, save_every: steps between.
   """
 
-  train_step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+  train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
   evaluate: Callable[[TrainState], dict[str, float]]
   save: Callable[[int, TrainState], None]
   evaluate_every: int
@@ -37,7 +36,7 @@ class Loop(NamedTuple):
   guard: Guard
 
   def run(
-    self, state: TrainState, batches: Iterator[Batch], first: int, last: int
+    self, state: TrainState, batches: Iterator[Any], first: int, last: int
   ) -> tuple[TrainState, int]:
     """Takes steps first + 1 .. last, or until a signal; returns the state and the last step taken.
 
@@ -62,7 +61,7 @@ class Loop(NamedTuple):
         unread = None
     return state, step
 
-  def _fetch(self, batches: Iterator[Batch], metrics: dict[str, jax.Array]) -> Any:
+  def _fetch(self, batches: Iterator[Any], metrics: dict[str, jax.Array]) -> Any:
     """The next batch, None after the last, while the device computes the step of `metrics`.
 
     Counts as `data` if the device was done with the step before the batch was there, whole.

@@ -1,48 +1,45 @@
 """The main job: from posts to a trained language model, in one task that can be stopped anywhere."""
 
+import itertools
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, Literal
 
 import jax
+import numpy as np
 
-from lmjax.checkpoint.store import Checkpoint
-from lmjax.core.config import leaf, part, to_json
+from lmjax.core import tree
+from lmjax.core.config import leaf, part
 from lmjax.core.errors import UserError
-from lmjax.core.metrics import Writers
-from lmjax.core.task import Report, Task
+from lmjax.core.task import Report
+from lmjax.data.loader import Loader
+from lmjax.data.mixture import Mixture
+from lmjax.data.prepare import prepare_all
+from lmjax.data.shards import Shards
 from lmjax.data.sources import Posts
-from lmjax.data.split import Split
+from lmjax.data.split import Part, Split
 from lmjax.data.tokenizer import TokenizerConfig
 from lmjax.generate.sampler import Sampler
 from lmjax.models.transformer import Decoder
 from lmjax.objectives.language import Language
-from lmjax.optim.optimizer import AdamW, Optimizer
 from lmjax.parallel import hosts
-from lmjax.parallel.hosts import Hosts
-from lmjax.parallel.mesh import Mesh
+from lmjax.parallel.accelerator import Preset
 from lmjax.parallel.sharding import check_mesh
 from lmjax.train import results
-from lmjax.train.guard import Guard
-from lmjax.train.header import header
-from lmjax.train.job import Job
-from lmjax.train.profile import step_range
+from lmjax.train.evaluate import Evaluator
+from lmjax.train.header import decoder_lines, rows_text
+from lmjax.train.state import TrainState
+from lmjax.train.training import Training
+from lmjax.train.work import Work, suited
+
+_PREPARE_SECONDS = 86400.0  # in which the slowest process has its posts ready
 
 
-class Pretrain(Task):
+class Pretrain(Training):
   """Trains a decoder on posts, evaluates it on held-out ones and generates a few."""
 
-  resumes: ClassVar[bool] = True
-
-  steps: int = leaf(
-    1000, 'Updates of the whole run; the schedule spans them.', low=1, high=2**31 - 1
-  )
-  stop_at: int | None = leaf(
-    None, 'Stop cleanly after this step, schedule unchanged; none: run to the end.', low=1, run=True
-  )
-  batch: int = leaf(16, 'Rows a step, all devices together.', low=1)
   length: int = leaf(128, 'Positions of a row, in tokens.', low=2)
-  accumulate: int = leaf(1, 'Microbatches a step, one after another, to save memory.', low=1)
-  seed: int = leaf(0, 'Of the first weights and the order of the data.', low=0, high=2**32 - 1)
   source: Posts = part(Posts(), 'What to train on.', inline=True)
   mixture: str = leaf('', 'A JSON file of sources and weights, in place of --posts.')
   split: Split = part(Split(), 'What is held out.')
@@ -52,33 +49,15 @@ class Pretrain(Task):
   )
   model: Decoder = part(Decoder(), 'What is trained.')
   objective: Language = part(Language(), 'What it is trained for.')
-  optimizer: Optimizer = part(AdamW(), 'How it moves.')
-  mesh: Mesh = part(Mesh(), 'How work is split over devices.', run=True)
-  checkpoint: Checkpoint = part(Checkpoint(), 'When the state is saved.', run=True)
-  hosts: Hosts = part(Hosts(), 'The processes of the run.', run=True)
-  writers: Writers = part(Writers(), 'Where metrics go.', run=True)
-  evaluate_every: int = leaf(200, 'Steps between evaluations on held-out posts.', low=1, run=True)
   evaluate_posts: int = leaf(
     500, 'Held-out posts of such an evaluation; the last uses all.', low=1, run=True
   )
   final_posts: int = leaf(20_000, 'Held-out posts of the last evaluation at most.', low=1, run=True)
   samples: int = leaf(5, 'Posts to generate at the end.', low=0, run=True)
   sampler: Sampler = part(Sampler(), 'How their tokens are drawn.', run=True)
-  audit: bool = leaf(
-    False, 'Write hashes of all rows read and parameters saved to audit/.', run=True
-  )
-  profile_steps: str = leaf(
-    '', 'FIRST:LAST, steps to write a profiler trace of; empty = none.', run=True
-  )
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    ways = self.accumulate
-    if self.batch % ways:
-      raise UserError(
-        f'batch={self.batch} is not a multiple of accumulate={ways}: the nearest are '
-        f'{max(1, self.batch // ways) * ways} and {(self.batch // ways + 1) * ways}'
-      )
     if (
       self.text.tokenizer
       and self.model.vocab is None
@@ -90,30 +69,98 @@ class Pretrain(Task):
     model = self.model if self.text.tokenizer else self.model.with_vocab(self.text.vocab)
     rows = self.batch // self.accumulate
     check_mesh(self.mesh.sizes, model, rows, self.length, self.accumulate)
-    step_range(self.profile_steps)
 
-  @property
-  def last_step(self) -> int:
-    """Where this start of the run stops."""
-    return self.steps if self.stop_at is None else min(self.steps, self.stop_at)
+  def open(self, mesh: jax.sharding.Mesh, preset: Preset) -> 'Pretraining':
+    return Pretraining(self, mesh, preset)
 
-  def run(self, workdir: Path) -> Report:
-    """Trains from the newest checkpoint, or anew, to `last_step`; exits with 75 after a signal."""
-    if (finished := results.finished_report(workdir, self.last_step)) is not None:
-      return finished
-    with Guard() as guard, Job(self, workdir, guard) as job:
-      state, first = job.start()
-      hosts.say(header(job, first))
-      batches = job.feed.batches(first, self.last_step)
-      with jax.set_mesh(job.mesh):
-        train_step = job.compile_step(state)
-        state, step = job.loop(train_step, first).run(state, batches, first, self.last_step)
-      job.close()
-      guard.release(f'saved at step {step:,}; run the same command to go on')
-      return results.conclude(job, state, step)
+  def closing_text(self, report: Report, workdir: Path) -> str:
+    return results.closing_text(report, workdir)
 
-  def connect(self) -> int:
-    return self.hosts.connect(to_json(self))
 
-  def leave(self, error: BaseException | None) -> None:
-    hosts.leave(error)
+class Pretraining(Work):
+  """Posts, and a decoder to train on them from nothing.
+
+  Attributes:
+    task: the configuration.
+    model: `task.model` with the tokenizer's vocabulary.
+    shards: the prepared posts, one for each source.
+  """
+
+  def __init__(self, task: Pretrain, mesh: jax.sharding.Mesh, preset: Preset) -> None:
+    self.task = task
+    self.shards, self.source = open_data(task)
+    self.tokenizer = self.shards[0].tokenizer
+    self.model = suited(self._model(), preset)
+    self.objective = task.objective
+    self.files = {'tokenizer.json': (self.shards[0].folder / 'tokenizer.json').read_bytes()}
+    self.data = [shards.sha256 for shards in self.shards]
+    self.notes = [note for shards in self.shards for note in shards.notes]
+    self.evaluator = Evaluator(
+      self.model, self.tokenizer, mesh, batch=task.batch, length=task.length
+    )
+
+  def _model(self) -> Decoder:
+    """The model for the tokenizer and the posts; refused where it cannot be."""
+    model = self.task.model
+    longest = lambda: max(int(shards.lengths('held_out').max()) + 1 for shards in self.shards)
+    if (
+      model.positions is not None and (needed := max(self.task.length, longest())) > model.positions
+    ):
+      raise UserError(
+        f'model.positions={model.positions} are fewer than the {needed} tokens of a row or of the '
+        f'longest post that is held out: pass --model.positions={needed} or more'
+      )
+    return model.with_vocab(self.tokenizer.vocab)
+
+  def lines(self, job: Any) -> list[str]:
+    rows = self.shards[0].manifest['rows'] if len(self.shards) == 1 else None
+    size = tree.count(self.model.shapes())
+    return [
+      *decoder_lines(job, self.task.model.dtype),
+      f'posts       {rows_text(rows)}' if rows else f'posts       {len(self.shards)} sources',
+      f'model       {size:,} parameters, vocabulary {self.model.vocab:,}',
+    ]
+
+  def posts(self, part: Part) -> Iterator[np.ndarray]:
+    """Token ids of the posts of a part, one of each source in turn."""
+    each = [shards.stream(part) for shards in self.shards]
+    return (post for group in itertools.zip_longest(*each) for post in group if post is not None)
+
+  def held_out(self) -> Iterator[np.ndarray]:
+    return self.posts('held_out')
+
+  def evaluate(self, state: TrainState) -> dict[str, float]:
+    posts = list(itertools.islice(self.held_out(), self.task.evaluate_posts))
+    return {'held_out/bits_per_byte': self.evaluator.bits_per_byte(state.params, posts)}
+
+  def conclude(self, job: Any, state: TrainState, step: int) -> Report:
+    return results.conclude(self, job, state, step)
+
+
+def open_data(task: Pretrain) -> tuple[list[Shards], Loader]:
+  """The prepared posts of a task, one for each source, and its batches."""
+  mixture = Mixture.load(task.mixture) if task.mixture else None
+  sources = [source.posts for source in mixture.sources] if mixture else [task.source]
+  shards = prepare_all(sources, task.split, task.text, progress=_show_progress())
+  data = json.dumps([one.sha256 for one in shards])
+  hosts.check_equal(
+    'the prepared posts',
+    data,
+    'give every host the same files, or one LMJAX_CACHE that all see',
+    _PREPARE_SECONDS,
+  )
+  rows = {'batch': task.batch, 'length': task.length, 'method': task.packing}
+  return shards, Loader(shards, **rows, seed=task.seed, mixture=mixture)
+
+
+def _show_progress() -> Callable[[str, int, int], None]:
+  """Says what preparation is doing, each thing once."""
+  said: set[str] = set()
+
+  def show(what: str, done: int, total: int) -> None:
+    del done
+    if what not in said:
+      said.add(what)
+      hosts.say(f'{what}{f" ({total:,})" if total else ""} ...')
+
+  return show

@@ -1,4 +1,4 @@
-"""The end of a run: the held-out figure beside its baselines, a few posts, and the report."""
+"""The end of a run: what every report says of it, and of one on posts the held-out figure beside its baselines."""
 
 import itertools
 import json
@@ -23,6 +23,8 @@ from lmjax.train.state import TrainState
 
 if TYPE_CHECKING:
   from lmjax.train.job import Job
+  from lmjax.train.pretrain import Pretraining
+  from lmjax.train.training import Training
 
 _SAMPLE_TOKENS = 120
 # LZMA takes about a second a megabyte: of a larger corpus the baselines see this much.
@@ -30,7 +32,7 @@ _BASELINE_BYTES = 32 << 20
 _LAST_SECONDS = 3600.0  # that the other processes wait for the baselines
 
 
-def finished_report(workdir: Path, last_step: int) -> Report | None:
+def finished_report(task: 'Training', workdir: Path) -> Report | None:
   """The report of a run that has come as far as it is asked to, shown, or None.
 
   Of several processes the first has it, the others an empty one.
@@ -39,65 +41,75 @@ def finished_report(workdir: Path, last_step: int) -> Report | None:
   report = {}
   if hosts.is_leader() and path.exists():
     report = json.loads(path.read_text(encoding='utf-8'))
-  finished = report.get('steps', -1) >= last_step
+  finished = report.get('steps', -1) >= task.last_step
   if not hosts.share('finished', 'yes' if finished else '')[0]:
     return None
   if report:
-    closing = closing_text(report, origin(workdir))
+    closing = task.closing_text(report, origin(workdir))
     print(f'This run is finished, at step {report["steps"]:,}.\n{closing}')
   return report
 
 
-def conclude(job: 'Job', state: TrainState, step: int) -> Report:
-  """Evaluates on all held-out posts, generates, and shows and returns what the report holds.
+def run_report(job: 'Job', state: TrainState, step: int) -> Report:
+  """What the report of every run says: size, steps, loss, speed, data and where the checkpoint is.
 
-  Of several processes the first alone has the report; the others wait until it does.
+  Closes the job. All processes must call; of several, the first alone has the report, and the
+  others, which wait until it has come here too, an empty one.
   """
-  posts = list(itertools.islice(job.held_out(), job.task.final_posts))
-  with job.ledger.measure('evaluation'):
-    hosts.say('evaluating on all held-out posts ...')
-    bits = job.evaluator.bits_per_byte(state.params, posts)
-    bits_without_urls = job.evaluator.bits_per_byte_without_urls(state.params, posts)
-    samples = (
-      draw_texts(
-        job.model,
-        state.params,
-        job.tokenizer,
-        prompts=[''] * job.task.samples,
-        sampler=job.task.sampler,
-        max_tokens=_SAMPLE_TOKENS,
-        seed=job.task.seed,
-      )
-      if job.task.samples
-      else []
-    )
-    sha256 = tree.sha256(tree.stack(state.params))
-    size = tree.count(state.params)
-    if hosts.is_leader():
-      hosts.say('computing the baselines ...')
-      train = _baseline_posts(job.posts('train'), job.tokenizer, _BASELINE_BYTES)
-      base = baselines(train, _baseline_posts(posts, job.tokenizer), job.tokenizer.vocab)
+  sha256 = tree.sha256(tree.stack(state.params))
   hosts.barrier('report', _LAST_SECONDS)
   if not hosts.is_leader():
     return {}
   job.close()
   metrics = _read_metrics(job.workdir / 'metrics.jsonl')
-  report = {
-    'params': size,
+  return {
+    'params': tree.count(state.params),
     'steps': step,
     'tokens': int(sum(line['tokens'] for line in metrics)),
     'loss': metrics[-1]['loss'],
     'skipped': metrics[-1]['skipped'],
     **_timing(job, metrics),
+    'data': job.work.data,
+    'checkpoint': {'path': str(origin(job.workdir) / 'checkpoints' / str(step)), 'step': step},
+    'parameters_sha256': sha256,
+  }
+
+
+def conclude(work: 'Pretraining', job: 'Job', state: TrainState, step: int) -> Report:
+  """Evaluates on all held-out posts, generates, and shows and returns what the report holds."""
+  task, tokenizer = work.task, work.tokenizer
+  posts = list(itertools.islice(work.held_out(), task.final_posts))
+  with job.ledger.measure('evaluation'):
+    hosts.say('evaluating on all held-out posts ...')
+    bits = work.evaluator.bits_per_byte(state.params, posts)
+    bits_without_urls = work.evaluator.bits_per_byte_without_urls(state.params, posts)
+    samples = (
+      draw_texts(
+        work.model,
+        state.params,
+        tokenizer,
+        prompts=[''] * task.samples,
+        sampler=task.sampler,
+        max_tokens=_SAMPLE_TOKENS,
+        seed=task.seed,
+      )
+      if task.samples
+      else []
+    )
+    if hosts.is_leader():
+      hosts.say('computing the baselines ...')
+      train = _baseline_posts(work.posts('train'), tokenizer, _BASELINE_BYTES)
+      base = baselines(train, _baseline_posts(posts, tokenizer), tokenizer.vocab)
+  report = run_report(job, state, step)
+  if not report:
+    return report
+  report |= {
     'evaluated_posts': len(posts),
     'baseline_train_bytes': sum(map(len, train.texts)),
     'bits_per_byte': bits,
     'bits_per_byte_without_urls': bits_without_urls,
     'baseline_bits_per_byte': base,
-    'rows': _total_rows(job.shards),
-    'data': [shards.sha256 for shards in job.shards],
-    'checkpoint': {'path': str(origin(job.workdir) / 'checkpoints' / str(step)), 'step': step},
-    'parameters_sha256': sha256,
+    'rows': _total_rows(work.shards),
     'samples': samples,
     'pipeline': pipeline_report(job),
     'expert_padding_bytes': expert_padding(job),
@@ -114,7 +126,7 @@ def _timing(job: 'Job', metrics: list[dict[str, Any]]) -> Report:
   return {
     'train_seconds': seconds,
     'tokens_per_second': tokens / seconds,
-    'mfu': tokens / seconds * job.flops_per_token / peak_flops(job.model.dtype)[0],
+    'mfu': tokens / seconds * job.work.flops_per_token / peak_flops(job.model.dtype)[0],
     'data_wait_fraction': ledger['data'] / seconds,
     'first_loss_seconds': job.first_loss.seconds,
     'seconds': ledger['wall'],

@@ -11,8 +11,10 @@ from jax.sharding import NamedSharding
 
 from lmjax.core.errors import UserError
 from lmjax.core.types import Params
-from lmjax.models.transformer import Decoder
 from lmjax.parallel import sharding
+
+Model = Any
+"""A hashable configuration with `init` and `dims`: a model, or what is trained beside one."""
 
 Memory = Literal['device', 'pinned_host']
 """Where arrays lie: the device's own memory, or its host's from which the device copies."""
@@ -28,6 +30,7 @@ class TrainState:
     params: nested dict of f32 arrays.
     opt_state: optax's.
     rng: key of the run; a step folds its number in.
+    frozen: arrays that a step reads and does not change, or None; never saved.
   """
 
   step: jax.Array
@@ -35,23 +38,28 @@ class TrainState:
   params: Params
   opt_state: Any
   rng: jax.Array
+  frozen: Any = None
 
 
-def init_state(model: Decoder, tx: optax.GradientTransformation, seed: int) -> TrainState:
+def init_state(model: Model, tx: optax.GradientTransformation, seed: int) -> TrainState:
   """The state before the first step, a pure function of the seed."""
-  rng = jax.random.key(seed)
-  params = model.init(jax.random.fold_in(rng, 0))
+  return state_of(model.init(jax.random.fold_in(jax.random.key(seed), 0)), tx, seed)
+
+
+def state_of(params: Params, tx: optax.GradientTransformation, seed: int) -> TrainState:
+  """The state before the first step from given parameters."""
   zero = jnp.zeros((), jnp.int32)
-  return TrainState(zero, zero, params, tx.init(params), jax.random.key_data(rng))
+  key = jax.random.key_data(jax.random.key(seed))
+  return TrainState(zero, zero, params, tx.init(params), key)
 
 
 @functools.lru_cache(8)
-def _shapes(model: Decoder, tx: optax.GradientTransformation) -> TrainState:
+def _shapes(model: Model, tx: optax.GradientTransformation) -> TrainState:
   """Shapes and dtypes of the state; kept, since tracing takes 0.2 s and a start asks three times."""
   return jax.eval_shape(lambda: init_state(model, tx, 0))
 
 
-def state_dims(model: Decoder, tx: optax.GradientTransformation) -> TrainState:
+def state_dims(model: Model, tx: optax.GradientTransformation) -> TrainState:
   """The dimension names of every array of the state: moments are laid out as their parameters."""
   dims = model.dims()
   state = _shapes(model, tx)
@@ -85,7 +93,7 @@ def _moment_dims(moment: Any, names: sharding.Dims, param: jax.ShapeDtypeStruct)
 
 
 def make_state(
-  model: Decoder, tx: optax.GradientTransformation, seed: int, mesh: jax.sharding.Mesh
+  model: Model, tx: optax.GradientTransformation, seed: int, mesh: jax.sharding.Mesh
 ) -> TrainState:
   """`init_state` with every array born on its shards; run outside an active mesh context."""
   return jax.jit(
@@ -94,7 +102,7 @@ def make_state(
 
 
 def state_shardings(
-  model: Decoder, tx: optax.GradientTransformation, mesh: jax.sharding.Mesh
+  model: Model, tx: optax.GradientTransformation, mesh: jax.sharding.Mesh
 ) -> TrainState:
   return sharding.shardings(mesh, state_dims(model, tx))
 
@@ -117,12 +125,14 @@ def with_moments_in(memory: Memory, state: TrainState) -> TrainState:
   return state.replace(opt_state=jax.tree.map(move, state.opt_state))  # type: ignore[attr-defined]
 
 
-def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-  return NamedSharding(mesh, sharding.spec(('batch', 'length')))
+def batch_sharding(
+  mesh: jax.sharding.Mesh, dims: sharding.Dims = ('batch', 'length')
+) -> NamedSharding:
+  return NamedSharding(mesh, sharding.spec(dims))
 
 
 def abstract_state(
-  model: Decoder, tx: optax.GradientTransformation, mesh: jax.sharding.Mesh
+  model: Model, tx: optax.GradientTransformation, mesh: jax.sharding.Mesh
 ) -> TrainState:
   """Shapes, dtypes and shardings of the state, without any memory: what a restore fills."""
   shapes = _shapes(model, tx)

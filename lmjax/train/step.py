@@ -8,26 +8,35 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lmjax.core.types import Batch, Mean, Params
-from lmjax.objectives.language import Language
+from lmjax.core.types import Mean, Params
 from lmjax.train.state import TrainState
 
 Metrics = dict[str, jax.Array]
-Gradients = Callable[[Params, Batch, jax.Array], tuple[Params, Mean, dict[str, Mean]]]
+Objective = Callable[[Any, Any, Any, jax.Array], tuple[Mean, dict[str, Mean]]]
+Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+Transform = optax.GradientTransformation
+Assemble = Callable[[Params, Any], Any]
+"""(trained, frozen) parameters -> what the objective takes as its parameters."""
+Gradients = Callable[[Params, Any, jax.Array], tuple[Params, Mean, dict[str, Mean]]]
+
+
+def _params(params: Params, frozen: Any) -> Params:
+  del frozen
+  return params
 
 
 def make_step(
-  objective: Language, model: Any, tx: optax.GradientTransformation, accumulate: int
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+  objective: Objective, model: Any, tx: Transform, accumulate: int, assemble: Assemble = _params
+) -> Step:
   """objective -> gradients -> optax -> state. A non-finite update is counted and left out.
 
   An optimizer state that lies in the host's memory is copied to the device for the update.
   """
-  gradients = make_gradients(objective, model, accumulate)
 
-  def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+  def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
     rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-    grads, loss, means = gradients(state.params, batch, rng)
+    whole = lambda model, params, *rest: objective(model, assemble(params, state.frozen), *rest)
+    grads, loss, means = make_gradients(whole, model, accumulate)(state.params, batch, rng)
     grads = jax.tree.map(lambda grad: grad / jnp.maximum(loss.weight, 1.0), grads)
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss.total) & jnp.isfinite(norm)
@@ -42,10 +51,36 @@ def make_step(
       params=keep(params, state.params),
       opt_state=keep(opt_state, before),
     )
+    tokens = means.pop('tokens').total if 'tokens' in means else loss.weight
     metrics = {name: mean.value for name, mean in means.items()}
-    return state, metrics | {'gradient_norm': norm, 'tokens': loss.weight, 'skipped': state.skipped}
+    return state, metrics | {'gradient_norm': norm, 'tokens': tokens, 'skipped': state.skipped}
 
   return train_step
+
+
+def split_frozen(train_step: Callable) -> Callable:
+  """`train_step` that takes the state's frozen arrays by themselves, so that they are not donated."""
+
+  def step(state: TrainState, frozen: Any, *rest: Any) -> tuple[TrainState, Metrics]:
+    state, metrics = train_step(dataclasses.replace(state, frozen=frozen), *rest)
+    return dataclasses.replace(state, frozen=None), metrics
+
+  return step
+
+
+def join_frozen(split_step: Callable, complete: Callable[[TrainState, Any], Any]) -> Step:
+  """What `split_frozen` took apart, compiled meanwhile, as a step of the whole state again.
+
+  Args:
+    complete: (state, batch) -> the batch that the step takes.
+  """
+
+  def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+    batch, frozen = complete(state, batch), state.frozen
+    state, metrics = split_step(dataclasses.replace(state, frozen=None), frozen, batch)
+    return dataclasses.replace(state, frozen=frozen), metrics
+
+  return step
 
 
 def _on_device(x: jax.Array) -> jax.Array:
@@ -53,7 +88,7 @@ def _on_device(x: jax.Array) -> jax.Array:
   return x if is_here else jax.device_put(x, jax.memory.Space.Device)
 
 
-def make_gradients(objective: Language, model: Any, accumulate: int) -> Gradients:
+def make_gradients(objective: Objective, model: Any, accumulate: int) -> Gradients:
   """Gradients of the summed loss (`Mean.total`), over `accumulate` microbatches."""
 
   def total(params, batch, rng):

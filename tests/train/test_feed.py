@@ -20,7 +20,6 @@ from lmjax.data.tokenizer import TokenizerConfig
 from lmjax.parallel.mesh import Mesh
 from lmjax.train.audit import Audit
 from lmjax.train.feed import Feed
-from lmjax.train.state import batch_sharding
 
 POSTS = Path(__file__).parents[1] / 'data' / 'fixture' / 'posts.jsonl'
 BATCH, LENGTH, STEPS = 8, 32, 3
@@ -36,7 +35,6 @@ from lmjax.parallel.hosts import Hosts
 from lmjax.parallel.mesh import Mesh
 from lmjax.train.audit import Audit
 from lmjax.train.feed import Feed
-from lmjax.train.state import batch_sharding
 from pathlib import Path
 
 port, process, folder, batch, length, steps, *meshes = sys.argv[1:]
@@ -44,7 +42,7 @@ Hosts(coordinator=f'127.0.0.1:{port}', processes=2, process=int(process)).connec
 for sizes in map(json.loads, meshes):
   shards = Shards(Path(folder))
   loader = Loader([shards], batch=int(batch), length=int(length), seed=0)
-  feed = Feed(loader, batch_sharding(Mesh(**sizes).build()), Audit(None))
+  feed = Feed(loader, Mesh(**sizes).build(), Audit(None))
   held = []
   for batch_BL in feed.batches(0, int(steps)):
     local = batch_BL.tokens_BL.addressable_shards
@@ -113,7 +111,7 @@ def test_a_process_reads_only_the_rows_of_its_devices(read, shards, mesh):
 
 def test_one_process_has_the_whole_batch(shards):
   loader = new_loader(shards)
-  feed = Feed(loader, batch_sharding(Mesh(data=2, context=2).build()), Audit(None))
+  feed = Feed(loader, Mesh(data=2, context=2).build(), Audit(None))
   assert feed.rows == list(range(BATCH))
   [batch] = feed.batches(5, 6)
   jax.tree.map(np.testing.assert_array_equal, batch, loader.batch(5))

@@ -29,7 +29,8 @@ SIZES = {'vocab': 96, 'width': 48, 'layers': 2, 'heads': 8, 'kv_heads': 4, 'head
 def test_padding_to_experts_counts_what_is_recomputed_and_idle_stages(mesh, settings, expected):
   model: Any = Decoder(**SIZES, moe=MoE(experts=4, top_k=2), **settings)
   task = SimpleNamespace(mesh=mesh, batch=16, length=16, accumulate=1)
-  job: Any = SimpleNamespace(model=model, task=task)
+  work = SimpleNamespace(source=SimpleNamespace(length=task.length))
+  job: Any = SimpleNamespace(model=model, task=task, work=work)
   assert expert_padding(job) == expected
 
 
