@@ -1,6 +1,11 @@
 """How fast lmjax is beside its peers on the same work, and beside what the machine can do."""
 
+from lmjax.bench.checkpoint import BenchCheckpoint
+from lmjax.bench.data import BenchData
 from lmjax.bench.decode import Decode
+from lmjax.bench.growth import BenchGrowth
+from lmjax.bench.guard import BenchGuard
+from lmjax.bench.time_to_loss import TimeToLoss
 from lmjax.bench.train import BenchTrain
 from lmjax.core.registry import experiment
 
@@ -15,3 +20,33 @@ def bench_train() -> BenchTrain:
 def bench_decode() -> Decode:
   """Measure decoding and reading of prompts beside transformers' generate: under 10 minutes."""
   return Decode()
+
+
+@experiment
+def bench_time_to_loss() -> TimeToLoss:
+  """Time training to the loss at which a nanoGPT recipe in torch ends: half an hour."""
+  return TimeToLoss()
+
+
+@experiment
+def bench_data() -> BenchData:
+  """Time preparing and reading posts beside the training step: a quarter of an hour."""
+  return BenchData()
+
+
+@experiment
+def bench_checkpoint() -> BenchCheckpoint:
+  """Time saving and restoring a state of 1.3 GB: some minutes."""
+  return BenchCheckpoint()
+
+
+@experiment
+def bench_growth() -> BenchGrowth:
+  """Measure how a training step grows with parameters, length, devices and layers: some minutes."""
+  return BenchGrowth()
+
+
+@experiment
+def bench_guard() -> BenchGuard:
+  """Compare ratios of our work to reference computations with those held: under a minute."""
+  return BenchGuard()

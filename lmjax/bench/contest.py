@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, Self
 
 from lmjax.core import processor
 from lmjax.core.errors import UserError
@@ -131,6 +131,26 @@ def compete(sides: Sequence[Side], rounds: int, log: Path) -> Contest:
   return Contest(turns)
 
 
+class Watch:
+  """Times what runs inside a `with`, and the share of all cores that others used meanwhile.
+
+  Processes that were started inside must have ended, and been waited for, when `others` is read.
+  """
+
+  def __enter__(self) -> Self:
+    self._start, self._before = time.monotonic(), _busy() - _children()
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    seconds = self.seconds
+    self.others = max(0.0, _busy() - _children() - self._before) / (processor.cores() * seconds)
+
+  @property
+  def seconds(self) -> float:
+    """So far."""
+    return time.monotonic() - self._start
+
+
 @contextlib.contextmanager
 def _started(side: Side, log: IO[str]) -> Iterator[subprocess.Popen[str]]:
   """The process of `side`, ready."""
@@ -191,6 +211,12 @@ def _busy() -> float:
   fields = [int(x) for x in Path('/proc/stat').read_text().partition('\n')[0].split()[1:9]]
   user, nice, system, _, _, irq, soft, steal = fields
   return (user + nice + system + irq + soft + steal) / _TICKS
+
+
+def _children() -> float:
+  """Seconds of the processor that this process and its ended children have used."""
+  used = os.times()
+  return used.user + used.system + used.children_user + used.children_system
 
 
 def _own(pid: int) -> float:

@@ -28,7 +28,7 @@ from lmjax.train.step import make_step
 
 _DTYPES = {'f32': 'float32', 'bf16': 'bfloat16'}
 _GEMM = 2048
-_SHAPES = {
+SHAPES = {
   '13.8m': {'width': 320, 'layers': 8, 'heads': 5, 'mlp': 1024, 'vocab': 8192},
   '110m': {'width': 768, 'layers': 12, 'heads': 12, 'mlp': 2048, 'vocab': 32_000},
 }
@@ -72,7 +72,7 @@ class BenchTrain(Task):
 
   def _cell(self, name: str, tokens: int, dtype: str, workdir: Path) -> dict[str, Any]:
     """Medians, spreads and ratios of one model, step size and dtype."""
-    shape = {**_SHAPES[name], 'length': _LENGTH, 'rows': tokens // _LENGTH}
+    shape = {**SHAPES[name], 'length': _LENGTH, 'rows': tokens // _LENGTH}
     flops = tokens * model_of(shape, dtype).flops_per_token(_LENGTH)
     settings = {**shape, 'dtype': _DTYPES[dtype], 'seconds': self.seconds}
     sides = [

@@ -53,6 +53,7 @@ class Pretrain(Training):
     500, 'Held-out posts of such an evaluation; the last uses all.', low=1, run=True
   )
   final_posts: int = leaf(20_000, 'Held-out posts of the last evaluation at most.', low=1, run=True)
+  baselines: bool = leaf(True, 'Compute what simpler models reach, at the end.', run=True)
   samples: int = leaf(5, 'Posts to generate at the end.', low=0, run=True)
   sampler: Sampler = part(Sampler(), 'How their tokens are drawn.', run=True)
 

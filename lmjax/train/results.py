@@ -78,6 +78,7 @@ def run_report(job: 'Job', state: TrainState, step: int) -> Report:
 def conclude(work: 'Pretraining', job: 'Job', state: TrainState, step: int) -> Report:
   """Evaluates on all held-out posts, generates, and shows and returns what the report holds."""
   task, tokenizer = work.task, work.tokenizer
+  trained = job.ledger.summary()['wall']
   posts = list(itertools.islice(work.held_out(), task.final_posts))
   with job.ledger.measure('evaluation'):
     hosts.say('evaluating on all held-out posts ...')
@@ -96,19 +97,16 @@ def conclude(work: 'Pretraining', job: 'Job', state: TrainState, step: int) -> R
       if task.samples
       else []
     )
-    if hosts.is_leader():
-      hosts.say('computing the baselines ...')
-      train = _baseline_posts(work.posts('train'), tokenizer, _BASELINE_BYTES)
-      base = baselines(train, _baseline_posts(posts, tokenizer), tokenizer.vocab)
+    base = _baselines(work, posts) if hosts.is_leader() and task.baselines else {}
   report = run_report(job, state, step)
   if not report:
     return report
   report |= {
+    'trained_seconds': trained,
     'evaluated_posts': len(posts),
-    'baseline_train_bytes': sum(map(len, train.texts)),
     'bits_per_byte': bits,
     'bits_per_byte_without_urls': bits_without_urls,
-    'baseline_bits_per_byte': base,
+    **base,
     'rows': _total_rows(work.shards),
     'samples': samples,
     'pipeline': pipeline_report(job),
@@ -116,6 +114,17 @@ def conclude(work: 'Pretraining', job: 'Job', state: TrainState, step: int) -> R
   }
   print(closing_text(report, origin(job.workdir)))
   return report
+
+
+def _baselines(work: 'Pretraining', held_out: list[np.ndarray]) -> Report:
+  """What simpler models reach on `held_out`, of the training posts that they see."""
+  hosts.say('computing the baselines ...')
+  train = _baseline_posts(work.posts('train'), work.tokenizer, _BASELINE_BYTES)
+  test = _baseline_posts(held_out, work.tokenizer)
+  return {
+    'baseline_train_bytes': sum(map(len, train.texts)),
+    'baseline_bits_per_byte': baselines(train, test, work.tokenizer.vocab),
+  }
 
 
 def _timing(job: 'Job', metrics: list[dict[str, Any]]) -> Report:
@@ -164,12 +173,11 @@ def _total_rows(shards: list[Shards]) -> dict[str, Any]:
 
 def closing_text(report: Report, workdir: Path) -> str:
   """The table, the samples, where everything is, and what to try next."""
-  base = report['baseline_bits_per_byte']
+  base = report.get('baseline_bits_per_byte', {})
+  names = {'kneser_ney': 'Kneser-Ney 5-gram', 'lzma': 'LZMA', 'order0': 'order-0'}
   rows = [
     ('this model', report['bits_per_byte']),
-    ('Kneser-Ney 5-gram', base['kneser_ney']),
-    ('LZMA', base['lzma']),
-    ('order-0', base['order0']),
+    *((name, base[key]) for key, name in names.items() if key in base),
   ]
   run = 'python -m lmjax.main --experiment='
   lines = [

@@ -20,6 +20,13 @@ for number, _ in enumerate(sys.stdin):
 """
 
 
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+  """Other tests use the processor: no turn waits for quiet, or is taken again."""
+  monkeypatch.setattr(contest, '_wait_for_quiet', lambda: None)
+  monkeypatch.setattr(contest, '_AGAIN', 1)
+
+
 def side(name, seconds):
   return Side(name, [sys.executable, '-c', SIDE.replace('SECONDS', str(seconds))])
 
@@ -35,15 +42,13 @@ def countdown(settings):
   return turn
 
 
-def test_sides_take_turns_and_are_compared_round_by_round(tmp_path, monkeypatch):
-  monkeypatch.setattr(contest, '_AGAIN', 1)
+def test_sides_take_turns_and_are_compared_round_by_round(tmp_path):
   found = contest.compete([side('slow', 6.0), side('quick', 2.0)], 3, tmp_path / 'log')
   assert found.figure('slow', 'seconds') == Figure(12.0, 6.0, 18.0)
   assert found.ratio('slow', 'quick', 'seconds') == Figure(3.0, 3.0, 3.0)
 
 
-def test_a_function_of_ours_is_a_side(tmp_path, monkeypatch):
-  monkeypatch.setattr(contest, '_AGAIN', 1)
+def test_a_function_of_ours_is_a_side(tmp_path):
   ours = contest.ours('ours', 'test_contest:countdown', {'from': 3}, PYTHONPATH=HERE)
   found = contest.compete([ours], 2, tmp_path / 'log')
   assert [turn.figures['left'] for turn in found.turns['ours']] == [2, 1]
@@ -51,7 +56,7 @@ def test_a_function_of_ours_is_a_side(tmp_path, monkeypatch):
 
 def test_a_turn_that_others_disturb_is_taken_again(tmp_path, monkeypatch):
   monkeypatch.setattr(contest, '_OTHERS', -1.0)
-  monkeypatch.setattr(contest, '_wait_for_quiet', lambda: None)
+  monkeypatch.setattr(contest, '_AGAIN', 3)
   found = contest.compete([side('one', 1.0)], 1, tmp_path / 'log')
   assert found.figure('one', 'seconds').median == contest._AGAIN
   assert found.disturbed == 1
