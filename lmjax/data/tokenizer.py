@@ -166,6 +166,10 @@ class Tokenizer:
     assert found is not None, token
     return found
 
+  def spell(self, token: int) -> bytes:
+    """The bytes that one token spells within a text; nothing of a control token."""
+    return self._bytes[token]
+
   def decode(self, tokens: Iterable[int]) -> bytes:
     """The bytes that `tokens` spell; control tokens spell nothing."""
     spelled = b''.join([self._bytes[token] for token in np.asarray(tokens).tolist()])

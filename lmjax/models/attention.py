@@ -19,6 +19,8 @@ from lmjax.parallel.sharding import axis_sizes, constrain
 if TYPE_CHECKING:
   from lmjax.models.transformer import Decoder
 
+_ROWS = 16  # of the cache, that are copied at a time where each new token says its own
+
 
 class Attention(nn.Module):
   """Causal self-attention of packed rows, or of new tokens against a cache."""
@@ -88,28 +90,43 @@ class Attention(nn.Module):
       )
       return y_BHK[:, None], cache
     cache = write_cache(cache, k_BLGK, v_BLGK, segments_BL, positions_BL)
+    if 'row' in cache:
+      return _attend_rows(q_BLHK, positions_BL, cache, window=self.window, **same), cache
     mask_BLM = cache_mask(positions_BL, cache['k'].shape[1], self.window)
     return attention.attend(q_BLHK, cache['k'], cache['v'], mask_BLM, **same), cache
+
+
+def _attend_rows(q_BLHK, positions_BL, cache, *, window, **same):
+  """Each row of x against its row of the cache; a few at a time, as each gets a copy of it."""
+
+  def some(given):
+    q_LHK, position_L, row = given
+    mask_1LM = cache_mask(position_L[None], cache['k'].shape[1], window)
+    k_1MGK, v_1MGK = cache['k'][row][None], cache['v'][row][None]
+    return attention.attend(q_LHK[None], k_1MGK, v_1MGK, mask_1LM, **same)[0]
+
+  return jax.lax.map(some, (q_BLHK, positions_BL, cache['row']), batch_size=_ROWS)
 
 
 def _attend_native(qkv, segments_BL, positions_BL, cache, **settings):
   """The same for one new token a row, all in f32: reads filled slots only, writes in place."""
   position_B = positions_BL[:, 0]
+  row_B = cache.get('row', jnp.arange(len(position_B), dtype=jnp.int32))
   slot_B = jnp.where(segments_BL[:, 0] > 0, position_B, cache['k'].shape[1])
   q_BHK, k_BGK, v_BGK = (x[:, 0].astype(jnp.float32) for x in qkv)
   y_BHK, k, v = native.attend(
-    q_BHK, k_BGK, v_BGK, position_B, slot_B, cache['k'], cache['v'], **settings
+    q_BHK, k_BGK, v_BGK, row_B, position_B, slot_B, cache['k'], cache['v'], **settings
   )
-  return y_BHK, {'k': k, 'v': v}
+  return y_BHK, {**cache, 'k': k, 'v': v}
 
 
 def write_cache(cache, k_BLGK, v_BLGK, segments_BL, positions_BL):
   """Puts keys and values in the slots of their positions; padding is written nowhere."""
   slots = cache['k'].shape[1]
   slot_BL = jnp.where(segments_BL > 0, positions_BL, slots)
-  rows_B1 = jnp.arange(slot_BL.shape[0])[:, None]
+  rows_B1 = cache.get('row', jnp.arange(slot_BL.shape[0]))[:, None]
   put = lambda old, new: old.at[rows_B1, slot_BL].set(new, mode='drop')
-  return {'k': put(cache['k'], k_BLGK), 'v': put(cache['v'], v_BLGK)}
+  return {**cache, 'k': put(cache['k'], k_BLGK), 'v': put(cache['v'], v_BLGK)}
 
 
 def cache_mask(positions_BL: jax.Array, slots: int, window: int) -> jax.Array:

@@ -225,24 +225,31 @@ void Attend(const Matrix<float>& keys, const float* values, const float* q, floa
   }
 }
 
-// q [B, H, K], new keys and values [B, G, K], the position i32 [B] they stand at, the slot i32 [B] to
-// write (M: none), caches [B, M, G, K] -> y [B, H, K] and the caches, in place. All else is f32.
+// q [B, H, K], new keys and values [B, G, K], the row i32 [B] of the caches they are of, the position
+// i32 [B] they stand at, the slot i32 [B] to write (M: none), caches [rows, M, G, K] -> y [B, H, K] and
+// the caches, in place. All else is f32. All is written before any token attends, so several of one
+// row may come at once.
 ffi::Error AttendHandler(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buffer<ffi::F32> k,
-                         ffi::Buffer<ffi::F32> v, ffi::Buffer<ffi::S32> position,
-                         ffi::Buffer<ffi::S32> slot, ffi::Buffer<ffi::F32>, ffi::Buffer<ffi::F32>,
+                         ffi::Buffer<ffi::F32> v, ffi::Buffer<ffi::S32> row,
+                         ffi::Buffer<ffi::S32> position, ffi::Buffer<ffi::S32> slot,
+                         ffi::Buffer<ffi::F32>, ffi::Buffer<ffi::F32>,
                          ffi::ResultBuffer<ffi::F32> y, ffi::ResultBuffer<ffi::F32> keys,
                          ffi::ResultBuffer<ffi::F32> values, float scale, float softcap,
                          int64_t window) {  // softcap and window: 0 is none
   const auto shape = keys->dimensions();
-  const int64_t B = shape[0], M = shape[1], G = shape[2], K = shape[3], R = q.dimensions()[1] / G;
+  const int64_t B = q.dimensions()[0], M = shape[1], G = shape[2], K = shape[3];
+  const int64_t R = q.dimensions()[1] / G;
+  for (int64_t b = 0; b < B; ++b) {
+    const int64_t write = slot.typed_data()[b];
+    if (write >= M) continue;
+    const int64_t to = (row.typed_data()[b] * M + write) * G * K;
+    std::copy_n(k.typed_data() + b * G * K, G * K, keys->typed_data() + to);
+    std::copy_n(v.typed_data() + b * G * K, G * K, values->typed_data() + to);
+  }
   Parallel(pool, B * G, [&](int64_t i) {
-    const int64_t b = i / G, last = position.typed_data()[b], write = slot.typed_data()[b];
-    float* ks = keys->typed_data() + (b * M * G + i % G) * K;
-    float* vs = values->typed_data() + (b * M * G + i % G) * K;
-    if (write < M) {
-      std::copy_n(k.typed_data() + i * K, K, ks + write * G * K);
-      std::copy_n(v.typed_data() + i * K, K, vs + write * G * K);
-    }
+    const int64_t b = i / G, last = position.typed_data()[b];
+    const int64_t from = (row.typed_data()[b] * M * G + i % G) * K;
+    const float *ks = keys->typed_data() + from, *vs = values->typed_data() + from;
     const int64_t first = window ? std::max<int64_t>(0, last - window + 1) : 0;
     const int64_t slots = std::min(last, M - 1) - first + 1;
     const Matrix<float> seen = {ks + first * G * K, slots, K, G * K, nullptr, K};
@@ -268,6 +275,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(LmjaxAttend, AttendHandler,
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
                                   .Arg<ffi::Buffer<ffi::S32>>()
                                   .Arg<ffi::Buffer<ffi::S32>>()
                                   .Arg<ffi::Buffer<ffi::F32>>()

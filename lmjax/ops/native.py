@@ -3,7 +3,7 @@
 XLA:CPU converts a whole bf16 or int8 matrix to multiply it with one row, and attends to empty slots
 as to filled ones. Where there is no compiler all is plain JAX, and one line of the log says so.
 
-T rows, I inputs, O outputs; B batch, M cache slots, H query heads, G key/value heads, K head dim.
+T rows, I inputs, O outputs; B batch, S rows of the cache, M its slots, H query heads, G key/value heads, K head dim.
 """
 
 import ctypes
@@ -85,22 +85,24 @@ def attend(
   q_BHK: jax.Array,
   k_BGK: jax.Array,
   v_BGK: jax.Array,
+  row_B: jax.Array,
   position_B: jax.Array,
   slot_B: jax.Array,
-  k_BMGK: jax.Array,
-  v_BMGK: jax.Array,
+  k_SMGK: jax.Array,
+  v_SMGK: jax.Array,
   *,
   window: int,
   scale: float,
   softcap: float | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """One new token of every row against its cache, which is written in place.
+  """New tokens, each against its row of the cache, which is written in place first.
 
   Args:
     q_BHK, k_BGK, v_BGK: f32, of the new tokens.
+    row_B: i32, the row of the cache that each token is of; several may be of one.
     position_B: i32, the slots up to it are seen, within the window.
     slot_B: i32, where the new key and value go; M: nowhere.
-    k_BMGK, v_BMGK: the cache, f32.
+    k_SMGK, v_SMGK: the cache, f32.
     window, scale, softcap: as in `ops.attention`.
 
   Returns:
@@ -108,10 +110,10 @@ def attend(
   """
   like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
   call = jax.ffi.ffi_call(
-    'lmjax_attend', (like(q_BHK), like(k_BMGK), like(v_BMGK)), input_output_aliases={5: 1, 6: 2}
+    'lmjax_attend', (like(q_BHK), like(k_SMGK), like(v_SMGK)), input_output_aliases={6: 1, 7: 2}
   )
   return call(
-    *(q_BHK, k_BGK, v_BGK, position_B, slot_B, k_BMGK, v_BMGK),
+    *(q_BHK, k_BGK, v_BGK, row_B, position_B, slot_B, k_SMGK, v_SMGK),
     scale=np.float32(scale),
     softcap=np.float32(softcap or 0.0),
     window=np.int64(window),

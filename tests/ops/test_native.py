@@ -74,18 +74,21 @@ def test_a_packed_weight_gives_what_the_unpacked_one_does(kind, rows):
 @pytest.mark.parametrize('window', [0, 3])
 @pytest.mark.parametrize('softcap', [None, 2.0])
 def test_attention_to_the_cache_is_the_reference(window, softcap):
-  B, M, H, G, K = 3, 9, 6, 2, 10
+  S, M, H, G, K = 4, 9, 6, 2, 10
+  B = 5  # of which three are of one row, and one is written nowhere
   rng = np.random.default_rng(0)
   array = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
   q, k, v = array(B, 1, H, K), array(B, 1, G, K), array(B, 1, G, K)
-  cache = {'k': array(B, M, G, K), 'v': array(B, M, G, K)}
-  positions, segments = jnp.array([[0], [8], [5]]), jnp.array([[1], [1], [0]])
+  rows = jnp.array([3, 0, 2, 0, 0])
+  cache = {'k': array(S, M, G, K), 'v': array(S, M, G, K), 'row': rows}
+  positions, segments = jnp.array([[0], [8], [5], [6], [7]]), jnp.array([[1], [1], [0], [1], [1]])
   same = {'scale': 0.3, 'softcap': softcap}
   written = write_cache(cache, k, v, segments, positions)
   mask = cache_mask(positions, M, window)
-  expected = attention.attend(q, written['k'], written['v'], mask, **same)[:, 0]
+  seen = written['k'][rows], written['v'][rows]
+  expected = attention.attend(q, *seen, mask, **same)[:, 0]
   slots = jnp.where(segments > 0, positions, M)[:, 0]
-  new = q[:, 0], k[:, 0], v[:, 0], positions[:, 0], slots
+  new = q[:, 0], k[:, 0], v[:, 0], rows, positions[:, 0], slots
   step = jax.jit(
     lambda k, v: native.attend(*new, k, v, window=window, **same), donate_argnums=(0, 1)
   )

@@ -1,0 +1,448 @@
+"""Many sequences at a time, each joining and leaving when it likes: the engine behind the server.
+
+Every step is one program over T tokens, whoever they are of: the next tokens of sequences, guesses
+at what follows those, and chunks of prompts. T is one of a few sizes, which `warm` compiles. Knows
+nothing about text. T tokens, R draws, V vocab.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmjax.core.config import Config, leaf
+from lmjax.core.types import Params
+from lmjax.generate.cache import cache_dims, copy_row, with_rows, without_rows
+from lmjax.generate.sampler import Draws, Sampler, draw
+from lmjax.generate.scheduler import Request, Running, Scheduler, Span, Step
+from lmjax.generate.text import Drawn, Usage
+from lmjax.models.transformer import Decoder
+from lmjax.parallel.sharding import constrain, spec
+
+ALTERNATIVES = 20  # the likeliest tokens that a draw can tell of
+
+
+class Batching(Config):
+  """How many sequences share a step, and what is kept of them."""
+
+  rows: int = leaf(16, 'Sequences at a time.', low=1)
+  context: int = leaf(
+    2048, 'Tokens of a sequence, prompt and answer; less if it was made for less.', low=2
+  )
+  chunk: int = leaf(128, 'Tokens of a step at most, which long prompts are cut to.', low=2)
+  queue: int = leaf(16, 'Requests that may wait; more are refused.', low=0)
+  lookup: int = leaf(
+    4, 'Tokens guessed ahead by what followed the same words before; 0: none.', low=0
+  )
+
+
+class Constraint(Protocol):
+  """What limits the tokens of one sequence by those before."""
+
+  def allowed(self) -> np.ndarray:
+    """bool [V], which tokens may come next."""
+    ...
+
+  def accept(self, token: int) -> bool:
+    """Takes in the token that came; True where none may follow."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """How the tokens of a request are drawn.
+
+  Attributes:
+    sampler: temperature and filters.
+    seed, choice: the draw at a position is a function of (seed, choice, position) alone.
+    presence, frequency: subtracted from the logit of a token that was added before, once, and for
+      each time it was.
+    repetition: divides the logit, or multiplies it where negative, of every token of prompt and
+      answer (Keskar et al. 2019, arXiv:1909.05858); 1 is none.
+    bias: added to the logits of tokens.
+    alternatives: of how many likeliest tokens the log-probabilities are told, up to 20.
+    constraint: of this request alone, or None.
+  """
+
+  sampler: Sampler = dataclasses.field(default_factory=Sampler)
+  seed: int = 0
+  choice: int = 0
+  presence: float = 0.0
+  frequency: float = 0.0
+  repetition: float = 1.0
+  bias: dict[int, float] = dataclasses.field(default_factory=dict)
+  alternatives: int = 0
+  constraint: Constraint | None = None
+
+  @property
+  def plain(self) -> bool:
+    """Whether the logits are drawn from as the model gives them."""
+    shaped = self.presence or self.frequency or self.repetition != 1.0 or self.bias
+    return not shaped and self.constraint is None
+
+
+class Listener(Protocol):
+  """Is told of one request, by the engine's thread."""
+
+  def token(self, drawn: Drawn) -> bool:
+    """Takes in the next token, not an end token; True where no more is wanted."""
+    ...
+
+  def end(self, reason: str, usage: Usage) -> None:
+    """No more comes; see `text.Ended`."""
+    ...
+
+
+@dataclasses.dataclass
+class Counts:
+  """What the engine has done since its start."""
+
+  steps: int = 0
+  prompt_tokens: int = 0
+  reused_tokens: int = 0
+  added_tokens: int = 0
+  guessed_tokens: int = 0
+  guessed_right: int = 0
+  busy_seconds: float = 0.0
+
+
+class _Drawing(NamedTuple):
+  """Of each of R draws: the tokens, their log-probabilities, and lazily the likeliest ones."""
+
+  tokens: list[int]
+  logprobs: list[float]
+  logits_RV: jax.Array
+
+
+class Engine:
+  """A model, a cache of some rows, and whoever uses them.
+
+  `submit` may be called from any thread; `start` begins one that steps, or `step` is called by hand.
+  """
+
+  def __init__(
+    self,
+    model: Decoder,
+    params: Params,
+    *,
+    vocab: int,
+    batching: Batching,
+    slots: int,
+    mesh: jax.sharding.Mesh | None = None,
+    watch: Callable[[Step], None] | None = None,
+  ) -> None:
+    """Makes the cache.
+
+    Args:
+      model, params: from `prepare`, which is fastest, or as they were trained, on `mesh` if given.
+      vocab: ids from here on are padding of the model's table and are never drawn.
+      slots: tokens that a sequence has room for.
+      watch: is told of every step before it is computed.
+    """
+    self.slots, self.counts = slots, Counts()
+    self.failure: BaseException | None = None
+    self._model, self._params, self._vocab, self._mesh = model, params, vocab, mesh
+    wanted = max(batching.rows, 32)
+    self._scheduler = Scheduler(
+      rows=batching.rows,
+      slots=slots,
+      budget=batching.chunk,
+      queue=batching.queue,
+      drafts=batching.lookup,
+      wanted=wanted,
+    )
+    self._sizes = _sizes(batching.chunk)
+    self._wanted, self._watch = wanted, watch
+    self._cache = self._empty_cache(batching.rows)
+    self._change = threading.Condition()
+    self._thread: threading.Thread | None = None
+    self._stopping = False
+
+  @property
+  def waiting(self) -> int:
+    return self._scheduler.waiting
+
+  @property
+  def running(self) -> int:
+    return len(self._scheduler.running)
+
+  @property
+  def cached_tokens(self) -> int:
+    return self._scheduler.cached_tokens
+
+  def warm(self) -> Iterator[tuple[int, int]]:
+    """Compiles every size, and says after each (how many are done, of how many)."""
+    with self._on_mesh():
+      for number, size in enumerate(self._sizes, 1):
+        none = np.zeros(size, np.int32)
+        drawn = np.zeros(min(size, self._wanted), np.int32)
+        logits_RV = self._forward(none, none, none, none, drawn)
+        R = len(drawn)
+        settings = [(Settings(), 0)] * R
+        shaped_RV = _shape(logits_RV, *_shaping([None] * R, R, logits_RV.shape[1]))
+        jax.block_until_ready(
+          (_draw(logits_RV, _draws(settings)), _draw(shaped_RV, _draws(settings)))
+        )
+        jax.block_until_ready(_alternatives(logits_RV))
+        yield number, len(self._sizes)
+      self._copy(0, 0)
+
+  def submit(self, request: Request) -> None:
+    """Queues a request, whose `settings` are a `Settings` and whose `listener` is a `Listener`.
+
+    Raises:
+      UserError: it could never be answered.
+      Full: the queue is.
+    """
+    with self._change:
+      if self.failure is not None or self._stopping:
+        raise RuntimeError('the engine has ended')
+      self._scheduler.add(request)
+      self._change.notify()
+
+  def cancel(self, request: Request) -> None:
+    """Has the next step drop a request."""
+    with self._change:
+      request.cancelled = True
+      self._change.notify()
+
+  def start(self) -> None:
+    """Begins a thread that steps until `stop`."""
+    self._thread = threading.Thread(target=self._run, name='engine', daemon=True)
+    self._thread.start()
+
+  def stop(self, drain_seconds: float = 0.0) -> None:
+    """Ends the thread; whoever is not done after `drain_seconds` is cancelled."""
+    with self._change:
+      self._stopping = True
+      self._change.notify()
+    end = time.monotonic() + drain_seconds
+    while time.monotonic() < end and (self.waiting or self.running) and self.failure is None:
+      time.sleep(0.01)
+    with self._change:
+      for request in self._scheduler.requests():
+        request.cancelled = True
+      self._change.notify()
+    if self._thread is not None:
+      self._thread.join()
+
+  def step(self) -> bool:
+    """Computes one step; False where there was nothing to do."""
+    with self._change:
+      plan = self._scheduler.plan(time.monotonic())
+    if self._watch is not None:
+      self._watch(plan)
+    for request, running, reason in plan.ended:
+      request.listener.end(reason, _usage(request, running))
+    for source, target in plan.copies:
+      self._copy(source, target)
+    if not plan.spans:
+      return bool(plan.ended)
+    begun = time.perf_counter()
+    drawing = self._compute(plan.spans)
+    first = 0
+    for span in plan.spans:
+      self._advance(span, drawing, first)
+      first += span.wanted
+    self.counts.steps += 1
+    self.counts.busy_seconds += time.perf_counter() - begun
+    return True
+
+  def _run(self) -> None:
+    try:
+      with self._on_mesh():
+        while True:
+          with self._change:
+            self._change.wait_for(lambda: self._stopping or self._scheduler.requests())
+            if not self._scheduler.requests():
+              return
+          self.step()
+    except BaseException as error:
+      with self._change:
+        self.failure = error
+      for request in self._scheduler.requests():
+        request.listener.end('error', _usage(request, None))
+      raise
+
+  def _on_mesh(self) -> contextlib.AbstractContextManager:
+    return jax.set_mesh(self._mesh) if self._mesh is not None else contextlib.nullcontext()
+
+  def _compute(self, spans: Sequence[Span]) -> _Drawing:
+    """One forward pass and the draws that the spans want, in their order."""
+    tokens = [token for span in spans for token in span.tokens]
+    size = next(size for size in self._sizes if size >= len(tokens))
+    ids, rows, positions, segments = np.zeros((4, size), np.int32)
+    R = min(size, self._wanted)
+    wanted = np.zeros(R, np.int32)
+    ids[: len(tokens)], segments[: len(tokens)] = tokens, 1
+    owners: list[tuple[Running, int]] = []
+    first = 0
+    for span in spans:
+      stop = first + len(span.tokens)
+      rows[first:stop] = span.running.row
+      positions[first:stop] = np.arange(span.start, span.start + len(span.tokens))
+      for place in range(stop - span.wanted, stop):
+        wanted[len(owners)] = place
+        owners.append((span.running, int(positions[place]) + 1))
+      first = stop
+    logits_RV = self._forward(ids, rows, positions, segments, wanted)
+    if not owners:
+      return _Drawing([], [], logits_RV)
+    settings = [(running.request.settings, position) for running, position in owners]
+    draws = _draws(settings + [(Settings(), 0)] * (R - len(owners)))
+    shaped_RV = logits_RV
+    if not all(running.request.settings.plain for running, _ in owners):
+      whose = [running for running, _ in owners]
+      shaped_RV = _shape(logits_RV, *_shaping(whose, R, logits_RV.shape[1]))
+    token_R = _draw(shaped_RV, draws)
+    logprob_R = _logprobs(logits_RV, token_R)
+    return _Drawing(np.asarray(token_R).tolist(), np.asarray(logprob_R).tolist(), logits_RV)
+
+  def _advance(self, span: Span, drawing: _Drawing, first: int) -> None:
+    """Hands a span's new tokens over, and ends its sequence where it is done."""
+    running, request = span.running, span.running.request
+    settings: Settings = request.settings
+    with self._change:
+      new = self._scheduler.advance(span, drawing.tokens[first : first + span.wanted])
+    self.counts.added_tokens += len(new)
+    self.counts.guessed_tokens += span.drafts
+    self.counts.guessed_right += max(0, len(new) - 1)
+    self.counts.prompt_tokens += 0 if span.start >= len(request.prompt) else len(span.tokens)
+    if span.start == running.reused:  # its first
+      self.counts.reused_tokens += running.reused
+    reason = ''
+    for place, token in enumerate(new, first):
+      if settings.constraint is not None and settings.constraint.accept(token):
+        reason = 'stop'
+      if token in request.ends:
+        reason = 'stop'
+        break
+      drawn = Drawn(token, drawing.logprobs[place], self._likeliest(drawing, place, settings))
+      if request.listener.token(drawn):
+        reason = 'stop'
+      if reason:
+        break
+    if new and not reason and running.added >= request.max_tokens:
+      reason = 'length'
+    if reason:
+      with self._change:
+        self._scheduler.finish(running)
+      request.listener.end(reason, _usage(request, running))
+
+  def _likeliest(
+    self, drawing: _Drawing, place: int, settings: Settings
+  ) -> list[tuple[int, float]]:
+    if not settings.alternatives:
+      return []
+    logprob_RA, token_RA = _alternatives(drawing.logits_RV)
+    tokens, logprobs = np.asarray(token_RA)[place], np.asarray(logprob_RA)[place]
+    return list(zip(tokens.tolist(), logprobs.tolist(), strict=True))[: settings.alternatives]
+
+  def _forward(self, tokens_T, rows_T, positions_T, segments_T, wanted_R) -> jax.Array:
+    logits_RV, self._cache = _forward(
+      self._model,
+      self._vocab,
+      self._params,
+      self._cache,
+      *(tokens_T, rows_T, positions_T, segments_T, wanted_R),
+    )
+    return logits_RV
+
+  def _copy(self, source: int, target: int) -> None:
+    scanned = self._model.layout == 'scan'
+    self._cache = copy_row(scanned, self._cache, np.int32(source), np.int32(target))
+
+  def _empty_cache(self, rows: int):
+    cache = self._model.init_cache(rows, self.slots)
+    if self._mesh is None:
+      return cache
+    where = jax.NamedSharding(self._mesh, spec(cache_dims(self._model)))
+    return jax.tree.map(lambda x: jax.device_put(x, where), cache)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+def _forward(model, vocab, params, cache, tokens_T, rows_T, positions_T, segments_T, wanted_R):
+  """Logits f32 [R, V] after the tokens `wanted_R`, and the cache with all of them written."""
+  one = lambda x_T: x_T[:, None]
+  output = model.apply(
+    params, one(tokens_T), one(segments_T), one(positions_T), with_rows(model, cache, rows_T)
+  )
+  logits_R1V = model.logits(params, output.hidden_BLD[wanted_R])
+  new = without_rows(model, output.cache)
+  dims = cache_dims(model)  # or on a mesh what is given back could not take its place
+  new = jax.tree.map(lambda x: constrain(x, *dims), new)
+  return logits_R1V[:, 0, :vocab], new
+
+
+@jax.jit
+def _draw(logits_RV: jax.Array, draws: Draws) -> jax.Array:
+  return draw(logits_RV, draws)
+
+
+@jax.jit
+def _logprobs(logits_RV: jax.Array, token_R: jax.Array) -> jax.Array:
+  chosen_R1 = jnp.take_along_axis(logits_RV, token_R[:, None], axis=1)
+  return chosen_R1[:, 0] - jax.nn.logsumexp(logits_RV, axis=1)
+
+
+@jax.jit
+def _alternatives(logits_RV: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Log-probabilities and ids [R, 20] of the likeliest tokens."""
+  k = min(ALTERNATIVES, logits_RV.shape[1])
+  logits_RA, token_RA = jax.lax.top_k(logits_RV, k)
+  return logits_RA - jax.nn.logsumexp(logits_RV, axis=1)[:, None], token_RA
+
+
+@jax.jit
+def _shape(logits_RV, repetition_RV, add_RV) -> jax.Array:
+  divided_RV = jnp.where(logits_RV > 0, logits_RV / repetition_RV, logits_RV * repetition_RV)
+  return divided_RV + add_RV
+
+
+def _draws(settings: Sequence[tuple[Settings, int]]) -> Draws:
+  """The arrays of each row's settings and of the position it draws for."""
+  each = lambda dtype, value: np.array([value(s, position) for s, position in settings], dtype)
+  arrays: Any = (
+    each(np.float32, lambda s, _: s.sampler.temperature),
+    each(np.int32, lambda s, _: s.sampler.top_k or 0),
+    each(np.float32, lambda s, _: s.sampler.top_p or 1.0),
+    each(np.float32, lambda s, _: s.sampler.min_p or 0.0),
+    each(np.uint32, lambda s, _: s.seed),
+    each(np.uint32, lambda s, _: s.choice),
+    each(np.int32, lambda _, position: position),
+  )
+  return Draws(*arrays)
+
+
+def _shaping(whose: Sequence[Running | None], R: int, V: int) -> tuple[np.ndarray, np.ndarray]:
+  """f32 [R, V] twice: what divides the logits, and what is added to them."""
+  divide_RV, add_RV = np.ones((R, V), np.float32), np.zeros((R, V), np.float32)
+  for row, running in enumerate(whose):
+    if running is None or running.request.settings.plain:
+      continue
+    settings: Settings = running.request.settings
+    divide_RV[row, np.unique(running.tokens)] = settings.repetition
+    seen, times = np.unique(running.tokens[len(running.request.prompt) :], return_counts=True)
+    add_RV[row, seen.astype(int)] -= settings.presence + settings.frequency * times
+    for token, bias in settings.bias.items():
+      add_RV[row, token] += bias
+    if settings.constraint is not None:
+      add_RV[row, ~settings.constraint.allowed()] = -np.inf
+  return divide_RV, add_RV
+
+
+def _sizes(most: int) -> list[int]:
+  """The powers of two below `most`, and it."""
+  return [*(2**i for i in range(most.bit_length()) if 2**i < most), most]
+
+
+def _usage(request: Request, running: Running | None) -> Usage:
+  reused, added = (0, 0) if running is None else (running.reused, running.added)
+  return Usage(len(request.prompt), reused, added)
