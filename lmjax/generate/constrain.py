@@ -47,9 +47,10 @@ class Grammars:
 
   def _grammar(self, grammar: str) -> 'Grammar':
     wrong = self._library.LLMatcher.validate_grammar(grammar, self._tokens)
-    matcher = None if wrong else self._library.LLMatcher(self._tokens, grammar, log_level=0)
-    if matcher is None or matcher.is_error():
-      said = ' '.join((wrong or matcher.get_error()).split())
+    matcher = self._library.LLMatcher(self._tokens, grammar, log_level=0)
+    wrong = wrong or (matcher.get_error() if matcher.is_error() else '')
+    if wrong:
+      said = ' '.join(wrong.split())
       raise UserError(f'the schema or pattern is not understood: {said}: change it')
     return Grammar(matcher, self._vocab)
 

@@ -159,11 +159,16 @@ class Engine:
       wanted=wanted,
     )
     self._sizes = _sizes(batching.chunk)
-    self._wanted, self._watch = wanted, watch
+    self._rows, self._wanted, self._watch = batching.rows, wanted, watch
     self._cache = self._empty_cache(batching.rows)
     self._change = threading.Condition()
     self._thread: threading.Thread | None = None
     self._stopping = False
+
+  @property
+  def capacity(self) -> int:
+    """Tokens that the cache has room for."""
+    return self.slots * self._rows
 
   @property
   def waiting(self) -> int:
@@ -194,8 +199,8 @@ class Engine:
         yield number, len(self._sizes)
       self._copy(0, 0)
 
-  def submit(self, request: Request) -> None:
-    """Queues a request, whose `settings` are a `Settings` and whose `listener` is a `Listener`.
+  def submit(self, *requests: Request) -> None:
+    """Queues requests, whose `settings` are a `Settings` and whose `listener` is a `Listener`; all or none.
 
     Raises:
       UserError: it could never be answered.
@@ -204,7 +209,7 @@ class Engine:
     with self._change:
       if self.failure is not None or self._stopping:
         raise RuntimeError('the engine has ended')
-      self._scheduler.add(request)
+      self._scheduler.add(*requests)
       self._change.notify()
 
   def cancel(self, request: Request) -> None:

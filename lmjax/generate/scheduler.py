@@ -131,13 +131,25 @@ class Scheduler:
   def cached_tokens(self) -> int:
     return PAGE * self._pages.used
 
-  def add(self, request: Request) -> None:
-    """Puts a request into the queue.
+  def add(self, *requests: Request) -> None:
+    """Puts requests into the queue, all or none.
 
     Raises:
-      UserError: it could never be answered.
-      Full: the queue is.
+      UserError: one could never be answered.
+      Full: there is no room for all.
     """
+    for request in requests:
+      self._check(request)
+    if len(self._queue) + len(requests) > self._bound + len(self._freed):
+      raise Full
+    for request in requests:
+      # The first requests of all owners come before the second of any, whoever came when.
+      turn = max(self._turns.get(request.owner, 0), self._turn)
+      self._turns[request.owner] = turn + 1
+      self._queue.append((request.priority, turn, next(self._arrivals), request))
+    self._queue.sort(key=lambda entry: entry[:3])
+
+  def _check(self, request: Request) -> None:
     need = len(request.prompt) + request.max_tokens
     if not request.prompt or request.max_tokens < 1:
       raise UserError('a request needs a token of prompt and one to add at least: give it both')
@@ -146,13 +158,6 @@ class Scheduler:
         f'{len(request.prompt)} tokens of prompt and {request.max_tokens} to add are {need}, and '
         f'{self._slots} fit: shorten the prompt or ask for fewer'
       )
-    if len(self._queue) >= self._bound + len(self._freed):
-      raise Full
-    # The first requests of all owners come before the second of any, whoever came when.
-    turn = max(self._turns.get(request.owner, 0), self._turn)
-    self._turns[request.owner] = turn + 1
-    self._queue.append((request.priority, turn, next(self._arrivals), request))
-    self._queue.sort(key=lambda entry: entry[:3])
 
   def plan(self, now: float) -> Step:
     """What the next step computes; `now` in seconds of `time.monotonic`."""

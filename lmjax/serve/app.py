@@ -1,0 +1,55 @@
+"""The application: every family of routes, behind the guard."""
+
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.staticfiles import StaticFiles
+
+import lmjax
+from lmjax.serve.audit import Audit
+from lmjax.serve.chat import chat_routes
+from lmjax.serve.completions import completion_routes
+from lmjax.serve.embeddings import MeanHidden, embedding_routes
+from lmjax.serve.errors import add_handlers
+from lmjax.serve.guard import Guard
+from lmjax.serve.keys import Keys
+from lmjax.serve.service import Service
+from lmjax.serve.state import state_routes
+
+PAGE = Path(__file__).with_name('page')
+
+
+def build_app(service: Service, *, keys: Keys, audit: Audit, local: bool) -> FastAPI:
+  """The server of one model.
+
+  Args:
+    local: only this machine may ask.
+  """
+  app = FastAPI(title='lmjax', version=lmjax.__version__, docs_url=None, redoc_url=None)
+  app.include_router(chat_routes(service))
+  app.include_router(completion_routes(service))
+  app.include_router(embedding_routes(service, MeanHidden(service.model, service.params)))
+  app.include_router(state_routes(service))
+  app.mount('/', StaticFiles(directory=PAGE, html=True), name='page')
+  add_handlers(app)
+  app.add_middleware(
+    Guard,
+    keys=keys,
+    metrics=service.metrics,
+    audit=audit,
+    body_bytes=service.limits.body_bytes,
+    local=local,
+  )
+  describe = app.openapi
+
+  def openapi() -> dict[str, Any]:
+    """FastAPI's own, without the status 422, which is never answered."""
+    document = describe()
+    for path in document['paths'].values():
+      for operation in path.values():
+        operation['responses'].pop('422', None)
+    return document
+
+  app.openapi = openapi
+  return app

@@ -1,0 +1,279 @@
+"""What chat and completions share: a body's settings, and what of the answers may be shown."""
+
+import asyncio
+import contextlib
+import json
+import re
+import secrets
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, NamedTuple
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from lmjax.generate.constrain import Grammar
+from lmjax.generate.continuous import Settings
+from lmjax.generate.sampler import Sampler
+from lmjax.generate.text import Drawn, Ended, Usage
+from lmjax.serve.errors import ApiError
+from lmjax.serve.guard import key_of
+from lmjax.serve.schemas import SEEDS, Format, Generation, JsonSchema, PlainFormat, SchemaFormat
+from lmjax.serve.service import Answers, Ask, Service
+
+REFUSAL = 'I cannot help with that.'
+"""What is answered in place of what the moderation refuses."""
+
+_SENTENCE = re.compile(r'[.!?\n][\s"\')]*')
+
+
+class Part(NamedTuple):
+  """The next of one answer; with a reason it is the last."""
+
+  number: int
+  text: str
+  drawn: list[Drawn]
+  reason: str | None
+
+
+class Whole(NamedTuple):
+  """All of one answer."""
+
+  text: str
+  drawn: list[Drawn]
+  reason: str
+
+
+class Gone(Exception):
+  """The client does not listen any more."""
+
+
+def make_asks(
+  service: Service,
+  body: Generation,
+  http: HttpRequest,
+  prompts: Sequence[list[int]],
+  *,
+  asked: int | None,
+  param: str,
+  alternatives: int = 0,
+  grammar: Grammar | None = None,
+) -> list[Ask]:
+  """n asks for every prompt, in the order of the answers."""
+  seed = secrets.randbits(32) if body.seed is None else body.seed % SEEDS
+  default, n = service.sampler, body.n or 1
+  chosen = lambda given, usual: usual if given is None else given
+  sampler = Sampler(
+    temperature=chosen(body.temperature, default.temperature),
+    top_k=chosen(body.top_k, default.top_k),
+    top_p=chosen(body.top_p, default.top_p),
+    min_p=chosen(body.min_p, default.min_p),
+  )
+  bias = _read_bias(body.logit_bias or {}, service.tokenizer.vocab)
+  stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
+  owner, most = key_of(http.scope).name, service.limits.timeout_seconds
+  asks = []
+  for number, prompt in enumerate([prompt for prompt in prompts for _ in range(n)]):
+    mine = grammar if grammar is None or number == 0 else grammar.fresh()
+    settings = Settings(
+      sampler=sampler,
+      seed=seed,
+      choice=number % n,
+      presence=body.presence_penalty or 0.0,
+      frequency=body.frequency_penalty or 0.0,
+      repetition=body.repetition_penalty or 1.0,
+      bias=bias,
+      alternatives=alternatives,
+      constraint=mine,
+    )
+    asks.append(
+      Ask(
+        prompt,
+        service.room(len(prompt), asked, param),
+        settings,
+        stops,
+        body.stop_token_ids or [],
+        owner,
+        body.priority or 0,
+        min(most, body.timeout_seconds or most),
+        mine,
+      )
+    )
+  return asks
+
+
+def read_format(service: Service, form: Format | None) -> Grammar | None:
+  """The grammar of a `response_format`; UserError where it is not understood."""
+  if form is None or (isinstance(form, PlainFormat) and form.type == 'text'):
+    return None
+  if isinstance(form, PlainFormat):
+    return service.grammars.json_schema(None)
+  if isinstance(form, SchemaFormat):
+    schema: JsonSchema = form.json_schema
+    return service.grammars.json_schema(schema.fields)
+  return service.grammars.regex(form.pattern)
+
+
+def _read_bias(given: dict[str, float], vocab: int) -> dict[int, float]:
+  bias = {}
+  for name, value in given.items():
+    if not name.isdecimal() or int(name[:12]) >= vocab:
+      raise ApiError(
+        400,
+        f'logit_bias: {name[:20]!r} is no token: they go from 0 to {vocab - 1}',
+        param='logit_bias',
+      )
+    bias[int(name)] = value
+  return bias
+
+
+class Shown:
+  """What of some answers may be shown, and the tokens that they took.
+
+  Where there is a moderation, text waits for the end of its sentence and is shown only if the whole
+  answer up to there is not refused; else the answer ends with a refusal.
+  """
+
+  def __init__(self, service: Service, answers: Answers, entry: dict[str, Any]) -> None:
+    """`entry`: of the audit, which is told how the answers ended."""
+    self._service, self._answers, self._entry = service, answers, entry
+    count = len(answers.requests)
+    self._texts, self._shown = [''] * count, [0] * count
+    self._drawn: list[list[Drawn]] = [[] for _ in range(count)]
+    self._usages: list[Usage] = []
+    self._refused: set[int] = set()
+
+  async def parts(self) -> AsyncIterator[Part]:
+    """Raises ApiError where one is not done in time, Gone where nobody listens."""
+    async for number, event in self._answers.events():
+      if isinstance(event, Ended):
+        self._usages.append(event.usage)
+        reason = 'content_filter' if number in self._refused else event.reason
+        self._check(number, reason)
+        if number not in self._refused:
+          yield self._last(number, reason)
+      elif number not in self._refused:
+        self._texts[number] += event.text
+        self._drawn[number] += event.drawn
+        part = self._next(number)
+        if part is not None:
+          yield part
+
+  @property
+  def usage(self) -> dict[str, Any]:
+    """In OpenAI's shape; a prompt counts once for each of its answers."""
+    prompt, added = sum(u.prompt for u in self._usages), sum(u.added for u in self._usages)
+    reused = sum(usage.reused for usage in self._usages)
+    return {
+      'prompt_tokens': prompt,
+      'completion_tokens': added,
+      'total_tokens': prompt + added,
+      'prompt_tokens_details': {'cached_tokens': reused},
+    }
+
+  def _check(self, number: int, reason: str) -> None:
+    self._entry.setdefault('reasons', []).append(reason)
+    self._entry.setdefault('answered', []).append(self._texts[number])
+    self._entry['prompt_tokens'] = sum(usage.prompt for usage in self._usages)
+    self._entry['tokens'] = sum(usage.added for usage in self._usages)
+    if reason == 'deadline':
+      raise ApiError(
+        408, 'not done before its deadline: ask for fewer tokens, or later', code='timeout'
+      )
+    if reason == 'error':
+      raise ApiError(500, 'the engine has ended: start the server again')
+    if reason == 'cancelled':
+      raise Gone
+
+  def _next(self, number: int) -> Part | None:
+    text = self._texts[number]
+    stop = len(text)
+    if self._service.moderation is not None:
+      ends = [match.end() for match in _SENTENCE.finditer(text)]
+      stop = max([0, *ends])
+      if stop > self._shown[number] and self._is_refused(number, text[:stop]):
+        return Part(number, REFUSAL, [], 'content_filter')
+    return self._part(number, stop, None) if stop > self._shown[number] else None
+
+  def _last(self, number: int, reason: str) -> Part:
+    text = self._texts[number]
+    if len(text) > self._shown[number] and self._is_refused(number, text):
+      return Part(number, REFUSAL, [], 'content_filter')
+    return self._part(number, len(text), reason)
+
+  def _part(self, number: int, stop: int, reason: str | None) -> Part:
+    drawn, self._drawn[number] = self._drawn[number], []
+    part = Part(number, self._texts[number][self._shown[number] : stop], drawn, reason)
+    self._shown[number] = stop
+    return part
+
+  def _is_refused(self, number: int, text: str) -> bool:
+    why = self._service.refuses(text, 'output')
+    if why is None:
+      return False
+    self._entry.setdefault('refused', []).append({'side': 'output', 'why': why})
+    self._refused.add(number)
+    self._service.engine.cancel(self._answers.requests[number])
+    return True
+
+
+async def gather(http: HttpRequest, answers: Answers, shown: Shown) -> list[Whole]:
+  """Every answer as a whole; they are dropped where the client goes."""
+  count = len(answers.requests)
+  texts, reasons = [''] * count, [''] * count
+  kept: list[list[Drawn]] = [[] for _ in range(count)]
+  async with _watched(http.receive, answers):
+    async for part in shown.parts():
+      if part.reason == 'content_filter':
+        texts[part.number], kept[part.number] = part.text, []
+      else:
+        texts[part.number] += part.text
+        kept[part.number] += part.drawn
+      reasons[part.number] = part.reason or ''
+  return [Whole(*whole) for whole in zip(texts, kept, reasons, strict=True)]
+
+
+class EventStream(Response):
+  """Server-sent events of some answers, which are dropped where the client goes."""
+
+  media_type = 'text/event-stream'
+
+  def __init__(self, answers: Answers, rows: Callable[[], AsyncIterator[dict[str, Any]]]) -> None:
+    self._answers, self._rows = answers, rows
+    self.status_code, self.background = 200, None
+    self.init_headers({'Cache-Control': 'no-store', 'X-Accel-Buffering': 'no'})
+
+  async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    await send(
+      {'type': 'http.response.start', 'status': self.status_code, 'headers': self.raw_headers}
+    )
+    say = lambda text, more=True: send(
+      {'type': 'http.response.body', 'body': text.encode('utf-8', 'replace'), 'more_body': more}
+    )
+    row = lambda body: f'data: {json.dumps(body, ensure_ascii=False, separators=(",", ":"))}\n\n'
+    with contextlib.suppress(OSError, Gone):  # nobody listens
+      async with _watched(receive, self._answers):
+        try:
+          async for body in self._rows():
+            await say(row(body))
+          await say('data: [DONE]\n\n')
+        except ApiError as error:
+          await say(row(error.body))
+        await say('', more=False)
+
+
+@contextlib.asynccontextmanager
+async def _watched(receive: Receive, answers: Answers) -> AsyncIterator[None]:
+  """Cancels answers as soon as their client goes, and when the block ends."""
+
+  async def watch() -> None:
+    while (await receive())['type'] != 'http.disconnect':
+      pass
+    answers.cancel()
+
+  watching = asyncio.create_task(watch())
+  try:
+    yield
+  finally:
+    watching.cancel()
+    answers.cancel()
