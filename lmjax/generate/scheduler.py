@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from lmjax.core.errors import UserError
 from lmjax.generate.cache import PAGE, Pages
 
+_CHEAP = 8  # tokens of a step that take hardly longer than one, on CPUs too
 _NGRAMS = (3, 2)  # tokens that must repeat before what followed them is guessed again
 
 
@@ -165,7 +166,9 @@ class Scheduler:
     copies = self._admit()
     spans, room = [], self._budget
     decoding = [r for r in self.running if r.computed == len(r.tokens) - 1]
-    spare = min(self._wanted, self._budget) - len(decoding)
+    # What a step's size leaves unused costs nothing, and few tokens cost as one: reading the weights.
+    unused = max(_CHEAP, 1 << max(len(decoding) - 1, 0).bit_length())
+    spare = min(self._wanted, self._budget, unused) - len(decoding)
     for running in decoding:
       guesses = self._guess(running, spare)
       spare -= len(guesses)

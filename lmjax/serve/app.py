@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.responses import FileResponse
 from starlette.staticfiles import StaticFiles
 
 import lmjax
@@ -20,6 +21,10 @@ from lmjax.serve.state import state_routes
 PAGE = Path(__file__).with_name('page')
 
 
+def _page() -> FileResponse:
+  return FileResponse(PAGE / 'index.html')
+
+
 def build_app(service: Service, *, keys: Keys, audit: Audit, local: bool) -> FastAPI:
   """The server of one model.
 
@@ -31,7 +36,8 @@ def build_app(service: Service, *, keys: Keys, audit: Audit, local: bool) -> Fas
   app.include_router(completion_routes(service))
   app.include_router(embedding_routes(service, MeanHidden(service.model, service.params)))
   app.include_router(state_routes(service))
-  app.mount('/', StaticFiles(directory=PAGE, html=True), name='page')
+  app.mount('/page', StaticFiles(directory=PAGE), name='page')
+  app.add_api_route('/', _page, include_in_schema=False)
   add_handlers(app)
   app.add_middleware(
     Guard,

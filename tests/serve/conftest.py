@@ -33,15 +33,16 @@ TEMPLATE = (
 )
 
 
-def make_loaded(template=TEMPLATE):
+def make_loaded(template, params):
   ends = (TOKENIZER.end,)
-  return Loaded(MODEL, random_params(MODEL), TOKENIZER, Path('tiny'), 0, template, ends, None)
+  params = random_params(MODEL) if params is None else params
+  return Loaded(MODEL, params, TOKENIZER, Path('tiny'), 0, template, ends, None)
 
 
-def make_service(limits=None, batching=None, template=TEMPLATE, **more):
+def make_service(limits=None, batching=None, template=TEMPLATE, params=None, **more):
   batching = batching or Batching(rows=4, context=256, chunk=16, queue=8, lookup=2)
   return Service(
-    make_loaded(template),
+    make_loaded(template, params),
     name='tiny',
     batching=batching,
     limits=limits or Limits(answer_tokens=200),
