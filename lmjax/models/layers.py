@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.core.config import Config, leaf
+from lmjax.ops.adapted import Adapted
 from lmjax.ops.dot import project
 from lmjax.ops.norm import layer_norm, rms_norm
 from lmjax.ops.packed import Packed
@@ -70,10 +71,10 @@ def declare(
   shape: tuple[int, ...],
   dims: tuple[str | None, ...],
 ) -> jax.Array:
-  """Declares an f32 parameter with its dimension names; a packed one is what it is."""
+  """Declares an f32 parameter with its dimension names; one that is packed or adapted stays so."""
   if module.has_variable('params', name):
     given: Any = module.get_variable('params', name)
-    if isinstance(given, Packed):
+    if isinstance(given, Packed | Adapted):
       return given  # type: ignore[return-value]
   value: Any = module.param(name, nn.with_partitioning(start, dims), shape, jnp.float32)
   return value

@@ -7,11 +7,13 @@ training run is measured. Knows nothing of models.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from lmjax.ops.adapted import Adapted, low_rank_specs
 from lmjax.ops.packed import Packed, packed_dot
 
 # What `float8` rounds operands, and cotangents, to (Micikevicius et al. 2022, arXiv:2209.05433):
@@ -27,7 +29,9 @@ class _Rounded(NamedTuple):
   scale: jax.Array | None
 
 
-def dot(spec: str, x: jax.Array, w: jax.Array | Packed, dtype: str = 'float32') -> jax.Array:
+def dot(
+  spec: str, x: jax.Array, w: jax.Array | Packed | Adapted, dtype: str = 'float32'
+) -> jax.Array:
   """`einsum(spec, x, w)` of operands cast to `dtype`, accumulated and returned in f32.
 
   Args:
@@ -36,14 +40,16 @@ def dot(spec: str, x: jax.Array, w: jax.Array | Packed, dtype: str = 'float32') 
     x, w: arrays of any float dtype; gradients come back in their own dtypes.
     dtype: 'float32', 'bfloat16' or 'float8': what the operands (and the cotangent) are rounded to.
       In 8 bits a tensor is scaled so that its largest value is the largest there is. A `Packed` w
-      was rounded when it was packed, and has no gradient.
+      was rounded when it was packed, and has no gradient. An `Adapted` w is never added up.
   """
   if isinstance(w, Packed):
     return packed_dot(spec, x, w)
+  if isinstance(w, Adapted):
+    return _adapted(dot, spec, x, w, dtype)
   return _dot(spec, x, w, dtype, False)  # type: ignore[return-value]
 
 
-def project(spec: str, x: jax.Array, w: jax.Array | Packed, dtype: str) -> jax.Array:
+def project(spec: str, x: jax.Array, w: jax.Array | Packed | Adapted, dtype: str) -> jax.Array:
   """`dot` of activations with weights, for results that are rounded to `dtype` soon anyway.
 
   On NVIDIA GPUs in bf16 they, and gradients to x, are rounded as they are written, from sums in f32,
@@ -52,7 +58,20 @@ def project(spec: str, x: jax.Array, w: jax.Array | Packed, dtype: str) -> jax.A
   """
   if isinstance(w, Packed):
     return packed_dot(spec, x, w)
+  if isinstance(w, Adapted):
+    return _adapted(project, spec, x, w, dtype)
   return _dot(spec, x, w, dtype, True)  # type: ignore[return-value]
+
+
+def _adapted(product: Callable, spec: str, x: jax.Array, w: Adapted, dtype: str) -> jax.Array:
+  """`product` of x with the matrix, and with its two narrow ones in turn."""
+  narrow, wide = low_rank_specs(spec)
+  if isinstance(w.w, Packed):
+    # Else what it is unpacked to would be kept for the backward pass, of all layers at once.
+    y = jax.checkpoint(packed_dot, static_argnums=0)(spec, x, w.w)
+  else:
+    y = product(spec, x, w.w, dtype)
+  return y + product(wide, product(narrow, x, w.a, dtype), w.b, dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))

@@ -242,7 +242,7 @@ def is_matrix(names: Dims) -> bool:
   Raises ValueError for dimensions that may be either: a new kind of matrix gets its row in a table.
   """
   names = _matrix_dims(names)
-  if names in HIDDEN_MATRICES or names in OUTER_MATRICES:
+  if names in HIDDEN_MATRICES or names in OUTER_MATRICES or 'rank' in names:
     return True
   if len(names) < 2 or names in HEAD_BIASES:
     return False

@@ -28,6 +28,7 @@ TABLE: dict[str | None, tuple[str, ...]] = {
   'vocab': ('tensor',),
   'position': (),
   'expert': ('expert',),
+  'rank': (),  # of a term beside a matrix (LoRA)
   'choice': (),  # of an expert, by the router
   'layers': ('pipe',),
   'stage': ('pipe',),
