@@ -17,7 +17,7 @@ from lmjax.bench import contest
 from lmjax.bench.side import Turn
 from lmjax.bench.train import SHAPES, work_of
 from lmjax.checkpoint.store import Store
-from lmjax.core import processor
+from lmjax.core import processor, tree
 from lmjax.core.config import leaf
 from lmjax.core.task import Report, Task
 
@@ -54,7 +54,8 @@ def turn_of(settings: dict[str, Any]) -> Turn:
   state = work.state
   folder = Path(settings['folder'])
   place = SingleDeviceSharding(jax.devices()[0])
-  abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state)
+  shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+  abstract = jax.tree.map(shape, jax.eval_shape(tree.stack, state))
   number = 0
 
   def step() -> float:
@@ -70,7 +71,7 @@ def turn_of(settings: dict[str, Any]) -> Turn:
     alone = step()
     with Store(folder, keep_latest=1, keep_every=None, files={}) as store:
       start = time.perf_counter()
-      store.save(number, state, {})
+      store.save(number, tree.stack(state), {})  # as a run saves
       stall = time.perf_counter() - start
       beside = step()
       store.wait()

@@ -9,7 +9,7 @@ import jsonschema
 import numpy as np
 import openai
 import pytest
-from conftest import TOKENIZER, make_client
+from small_server import TOKENIZER, make_client
 
 HELLO = [{'role': 'user', 'content': 'hello'}]
 SAME = {'model': 'tiny', 'max_tokens': 12, 'seed': 5}

@@ -7,8 +7,8 @@ import shutil
 import numpy as np
 import openai
 import pytest
-from conftest import MODEL, TOKENIZER, make_service, serving
 from small_models import random_params
+from small_server import MODEL, TOKENIZER, make_service, serving
 
 from lmjax.generate.continuous import Batching
 from lmjax.serve.limits import Limits

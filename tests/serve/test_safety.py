@@ -9,7 +9,7 @@ import time
 import httpx
 import openai
 import pytest
-from conftest import TOKENIZER, make_client, make_service, serving
+from small_server import TOKENIZER, make_client, make_service, serving
 
 from lmjax.core.errors import UserError
 from lmjax.serve.errors import ApiError
