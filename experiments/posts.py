@@ -12,6 +12,7 @@ from lmjax.objectives.language import Language
 from lmjax.optim.optimizer import AdamW, Muon
 from lmjax.optim.schedule import Cosine, WarmupStableDecay
 from lmjax.parallel.mesh import Mesh
+from lmjax.train.ladder import Ladder
 from lmjax.train.pretrain import Pretrain
 from lmjax.train.sample import Sample
 
@@ -64,6 +65,27 @@ def posts_moe_tiny() -> Pretrain:
   dense = posts_tiny()
   model = dataclasses.replace(dense.model, mlp=512, moe=MoE(experts=4, top_k=2))
   return dataclasses.replace(dense, model=model)
+
+
+@experiment
+def posts_rung() -> Pretrain:
+  """One size of the ladder: a small Llama under AdamW, a minute or less."""
+  return Pretrain(
+    steps=300,
+    batch=16,
+    length=128,
+    model=Decoder(
+      width=128, layers=3, heads=4, kv_heads=4, head_dim=32, mlp=384, attention_block=32
+    ),
+    optimizer=AdamW(peak_lr=3e-3, schedule=Cosine(warmup_fraction=0.05)),
+    checkpoint=Checkpoint(every_steps=1000),
+  )
+
+
+@experiment
+def posts_ladder() -> Ladder:
+  """Fit laws to four sizes, predict a fifth, and train it: a quarter of an hour on 2 cores."""
+  return Ladder()
 
 
 @experiment

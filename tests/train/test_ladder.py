@@ -1,0 +1,44 @@
+"""The laws of the ladder: found again where they were put in, and refused where they cannot be fitted."""
+
+import pytest
+
+from lmjax.core.errors import UserError
+from lmjax.optim.transfer import WidthLaw
+from lmjax.train.ladder import Ladder, LossLaw, Rung, fit_losses, fit_rates
+
+
+def test_a_law_of_losses_is_found_again():
+  law = LossLaw(floor=1.2, scale=40.0, exponent=0.3)
+  sizes = [4e5, 7e5, 1.1e6, 2.1e6]
+  found = fit_losses(sizes, [law.at(size) for size in sizes])
+  assert found.at(3.4e6) == pytest.approx(law.at(3.4e6), abs=1e-3)
+
+
+def test_a_floor_is_never_negative():
+  found = fit_losses([1e5, 2e5, 4e5, 8e5], [4.0, 3.0, 2.0, 1.0])
+  assert found.floor >= 0
+
+
+def test_the_best_rate_of_each_width_gives_the_power():
+  law = WidthLaw(width=128, rate=4e-3, exponent=0.7)
+  rates = (1e-3, 2e-3, 4e-3, 8e-3, 16e-3)
+  off = lambda width, rate: (
+    2.0 + (0.1 * (rate / law.peak_lr(width) - law.peak_lr(width) / rate)) ** 2
+  )
+  tried = {
+    width: [Rung(width, rate, 1, off(width, rate), 1.0) for rate in rates]
+    for width in (96, 128, 192)
+  }
+  found = fit_rates(tried)
+  assert found.exponent == pytest.approx(0.7, abs=0.15)
+  assert found.peak_lr(256) == pytest.approx(law.peak_lr(256), rel=0.15)
+
+
+def test_too_few_sizes_are_refused():
+  with pytest.raises(UserError, match='three of each or more'):
+    Ladder(widths=(64, 96))
+
+
+def test_a_width_without_whole_heads_is_refused():
+  with pytest.raises(UserError, match='pass 96 or 128'):
+    Ladder(predicted=100)
