@@ -1,6 +1,7 @@
 """Models that are there already, trained here or published: scored, and written for others."""
 
 from lmjax.core.registry import experiment
+from lmjax.train.chat_eval import ChatEval
 from lmjax.train.export import ExportHf
 from lmjax.train.score import Score
 
@@ -15,3 +16,9 @@ def score() -> Score:
 def export_hf() -> ExportHf:
   """Write a model as a Hugging Face folder: --checkpoint=RUN --output=DIR."""
   return ExportHf()
+
+
+@experiment
+def chat_eval() -> ChatEval:
+  """Measure a model, alone or beside another: --checkpoint=RUN [--against=RUN]."""
+  return ChatEval()

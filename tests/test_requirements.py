@@ -36,14 +36,14 @@ def imported() -> set[str]:
 
 
 def distributions() -> dict[str, set[str]]:
-  """Each imported module -> the installed distributions that it may come from."""
+  """Each imported module -> the distributions that it may come from; of one not installed, its name."""
   known = importlib.metadata.packages_distributions()
-  return {module: {normal(name) for name in known.get(module, [])} for module in imported()}
+  return {module: {normal(name) for name in known.get(module, [module])} for module in imported()}
 
 
 def test_every_import_comes_from_a_declared_requirement():
   required = declared('options', 'install_requires')
-  for extra in ('torch', 'hf', 'serve', 's3', 'gcs'):
+  for extra in ('torch', 'hf', 'eval', 'serve', 's3', 'gcs'):
     required |= declared('options.extras_require', extra)
   assert {module for module, names in distributions().items() if not names & required} == set()
 

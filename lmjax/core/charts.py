@@ -1,7 +1,7 @@
 """Charts as SVG inside of a page: bars, lanes of time, scattered points.
 
 Sideways everything is in percent of the width that there is, upwards in pixels: text keeps its size
-on a phone. Tones are classes of `lmjax.plan.elements`. Knows nothing of plans.
+on a phone. Tones are classes of `lmjax.core.elements`. Knows nothing of what they show.
 """
 
 import itertools
@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lmjax.plan.elements import Markup, join, tag
+from lmjax.core.elements import Markup, join, legend, tag
 
 _WIDE, _NARROW = 960, 350  # pixels of a chart on a desk and on a phone
 
@@ -70,6 +70,21 @@ def image(key: str, title: str, description: str, drawing: Drawing) -> Markup:
     width='100%',
     height=drawing.height,
   )
+
+
+def figure(
+  key: str,
+  title: str,
+  told: str,
+  drawing: Drawing,
+  *,
+  numbers: Markup,
+  tones: Sequence[tuple[str, str, str]] = (),
+) -> Markup:
+  """A drawing, what its tones mean, and its numbers."""
+  drawn = image(key, title, told, drawing)
+  below = tag('details', tag('summary', 'in numbers'), numbers)
+  return tag('figure', drawn, legend(tones) if tones else '', below)
 
 
 def stacked(parts: Sequence[Part], limit: float | None, limit_text: str) -> Drawing:
