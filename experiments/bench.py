@@ -5,6 +5,7 @@ from lmjax.bench.data import BenchData
 from lmjax.bench.decode import Decode
 from lmjax.bench.growth import BenchGrowth
 from lmjax.bench.guard import BenchGuard
+from lmjax.bench.serve import BenchServe
 from lmjax.bench.time_to_loss import TimeToLoss
 from lmjax.bench.train import BenchTrain
 from lmjax.core.registry import experiment
@@ -50,3 +51,9 @@ def bench_growth() -> BenchGrowth:
 def bench_guard() -> BenchGuard:
   """Compare ratios of our work to reference computations with those held: under a minute."""
   return BenchGuard()
+
+
+@experiment
+def bench_serve() -> BenchServe:
+  """Measure serving at 1 to 64 clients beside transformers behind the same API: half an hour."""
+  return BenchServe()

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from lmjax.generate.constrain import Grammar
 from lmjax.generate.text import Drawn
-from lmjax.serve.errors import REFUSALS, ApiError, reply
+from lmjax.serve.errors import REFUSALS, STREAM, ApiError, reply
 from lmjax.serve.generation import REFUSAL, EventStream, Shown, gather, make_asks, read_format
 from lmjax.serve.schemas import ChatCompletion, ChatRequest, Message, ToolChoice
 from lmjax.serve.service import Service, new_id
@@ -25,7 +25,9 @@ def chat_routes(service: Service) -> APIRouter:
   """The route, for one model."""
   router = APIRouter()
 
-  @router.post('/v1/chat/completions', response_model=ChatCompletion, responses=REFUSALS)
+  @router.post(
+    '/v1/chat/completions', response_model=ChatCompletion, responses={**REFUSALS, **STREAM}
+  )
   async def create_chat_completion(body: ChatRequest, http: Request) -> Any:
     """Continues a conversation; `stream` sends it as server-sent events."""
     service.check(body.model)

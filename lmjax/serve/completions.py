@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from lmjax.generate.text import Drawn
-from lmjax.serve.errors import REFUSALS, ApiError, reply
+from lmjax.serve.errors import REFUSALS, STREAM, ApiError, reply
 from lmjax.serve.generation import REFUSAL, EventStream, Shown, gather, make_asks, read_format
 from lmjax.serve.schemas import Completion, CompletionRequest
 from lmjax.serve.service import Service, new_id
@@ -21,7 +21,7 @@ def completion_routes(service: Service) -> APIRouter:
   """The route, for one model."""
   router = APIRouter()
 
-  @router.post('/v1/completions', response_model=Completion, responses=REFUSALS)
+  @router.post('/v1/completions', response_model=Completion, responses={**REFUSALS, **STREAM})
   async def create_completion(body: CompletionRequest, http: Request) -> Any:
     """Continues texts, given as text or as token ids."""
     service.check(body.model)

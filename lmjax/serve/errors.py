@@ -41,6 +41,10 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
   503: {'model': ErrorBody, 'description': 'Not ready yet, or not any more.'},
 }
 
+STREAM: dict[int | str, dict[str, Any]] = {
+  200: {'content': {'text/event-stream': {}}, 'description': 'The answer, whole or streamed.'}
+}
+
 
 class ApiError(Exception):
   """An answer that is an error."""

@@ -2,9 +2,21 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 SEEDS = 2**32
+
+
+def _check_unicode(text: str) -> str:
+  if not text.isascii():
+    try:
+      text.encode()
+    except UnicodeEncodeError:
+      raise ValueError('half a surrogate pair is no character: send text in Unicode') from None
+  return text
+
+
+Text = Annotated[str, AfterValidator(_check_unicode)]
 
 
 class Strict(BaseModel):
@@ -15,33 +27,33 @@ class Strict(BaseModel):
 
 class TextPart(Strict):
   type: Literal['text']
-  text: str
+  text: Text
 
 
 class FunctionCall(Strict):
-  name: str
-  arguments: str
+  name: Text
+  arguments: Text
 
 
 class ToolCall(Strict):
-  id: str = ''
+  id: Text = ''
   type: Literal['function'] = 'function'
   function: FunctionCall
 
 
 class Message(Strict):
   role: Literal['system', 'developer', 'user', 'assistant', 'tool']
-  content: str | list[TextPart] | None = None
-  name: str | None = None
+  content: Text | list[TextPart] | None = None
+  name: Text | None = None
   tool_calls: list[ToolCall] | None = None
-  tool_call_id: str | None = None
-  refusal: str | None = None
+  tool_call_id: Text | None = None
+  refusal: Text | None = None
 
 
 class FunctionOffer(Strict):
-  name: str = Field(min_length=1, max_length=64)
-  description: str | None = None
-  parameters: dict[str, Any] | None = None
+  name: Text = Field(min_length=1, max_length=64)
+  description: Text | None = None
+  parameters: dict[Text, Any] | None = None
   strict: bool | None = None
 
 
@@ -51,7 +63,7 @@ class Tool(Strict):
 
 
 class ToolName(Strict):
-  name: str
+  name: Text
 
 
 class ToolChoice(Strict):
@@ -66,9 +78,9 @@ class PlainFormat(Strict):
 class JsonSchema(Strict):
   model_config = ConfigDict(populate_by_name=True)
 
-  name: str = ''
-  description: str | None = None
-  fields: dict[str, Any] | None = Field(None, alias='schema')
+  name: Text = ''
+  description: Text | None = None
+  fields: dict[Text, Any] | None = Field(None, alias='schema')
   strict: bool | None = None
 
 
@@ -81,7 +93,7 @@ class RegexFormat(Strict):
   """Ours: an answer that a regular expression (Rust's syntax) matches as a whole."""
 
   type: Literal['regex']
-  pattern: str
+  pattern: Text
 
 
 Format = Annotated[PlainFormat | SchemaFormat | RegexFormat, Field(discriminator='type')]
@@ -95,22 +107,22 @@ class StreamOptions(Strict):
 class Generation(Strict):
   """What requests for chat and for completions share."""
 
-  model: str
+  model: Text
   temperature: float | None = Field(None, ge=0, le=2)
   top_p: float | None = Field(None, gt=0, le=1)
   n: int | None = Field(None, ge=1, le=16)
   seed: int | None = None
-  stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+  stop: Text | Annotated[list[Text], Field(max_length=16)] | None = None
   max_tokens: int | None = Field(None, ge=1)
   presence_penalty: float | None = Field(None, ge=-2, le=2)
   frequency_penalty: float | None = Field(None, ge=-2, le=2)
-  logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
+  logit_bias: dict[Text, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
     None, max_length=1024
   )
   stream: bool | None = None
   stream_options: StreamOptions | None = None
   response_format: Format | None = None
-  user: str | None = None
+  user: Text | None = None
   # Ours.
   top_k: int | None = Field(None, ge=1)
   min_p: float | None = Field(None, gt=0, le=1)
@@ -129,11 +141,11 @@ class ChatRequest(Generation):
   tool_choice: Literal['none', 'auto', 'required'] | ToolChoice | None = None
   parallel_tool_calls: bool | None = None
   store: bool | None = None
-  metadata: dict[str, str] | None = None
+  metadata: dict[Text, Text] | None = None
 
 
 class CompletionRequest(Generation):
-  prompt: str | list[str] | list[int] | list[list[int]]
+  prompt: Text | list[Text] | list[int] | list[list[int]]
   logprobs: int | None = Field(None, ge=0, le=20)
   echo: bool | None = None
   suffix: None = None
@@ -141,11 +153,11 @@ class CompletionRequest(Generation):
 
 
 class EmbeddingRequest(Strict):
-  model: str
-  input: str | list[str] | list[int] | list[list[int]]
+  model: Text
+  input: Text | list[Text] | list[int] | list[list[int]]
   encoding_format: Literal['float', 'base64'] | None = None
   dimensions: int | None = Field(None, ge=1)
-  user: str | None = None
+  user: Text | None = None
 
 
 class PromptDetails(BaseModel):

@@ -3,7 +3,7 @@
 from typing import Any
 
 from fastapi import APIRouter
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from lmjax.serve.errors import REFUSALS, ApiError, reply, unknown_model
 from lmjax.serve.schemas import ModelCard, ModelList
@@ -44,7 +44,7 @@ def state_routes(service: Service) -> APIRouter:
       raise ApiError(503, 'not ready', retry_seconds=5)
     return {'status': 'ready'}
 
-  @router.get('/metrics', responses={**REFUSALS, 200: {'content': {'text/plain': {}}}})
+  @router.get('/metrics', response_class=PlainTextResponse, responses=REFUSALS)
   async def metrics() -> Response:
     """Counts and histograms in Prometheus' format."""
     return Response(service.metrics.text(), media_type='text/plain; version=0.0.4')

@@ -28,8 +28,8 @@ def address(tmp_path_factory):
   words = [[bool(plain.fullmatch(TOKENIZER.spell(token)))] for token in range(TOKENIZER.vocab)]
   params = random_params(MODEL)
   params |= {'embed': params['embed'] * np.array(words, np.float32)}
-  batching = Batching(rows=4, context=2048, chunk=16, queue=8, lookup=0)
-  service = make_service(Limits(answer_tokens=1900), batching, params=params)
+  batching = Batching(rows=4, context=16_384, chunk=16, queue=8, lookup=0)
+  service = make_service(Limits(answer_tokens=16_000), batching, params=params)
   with serving(service, tmp_path_factory.mktemp('page')) as found:
     yield found
 
@@ -103,7 +103,7 @@ def test_a_conversation_is_there_after_a_reload_beside_others(page):
 
 
 def test_an_answer_can_be_stopped_and_asked_again(page):
-  set_up(page, max_tokens=1900, temperature=0)
+  set_up(page, max_tokens=16_000, temperature=0)
   ask(page, 'talk', wait=False)
   page.locator('article.answer .text p').wait_for()
   page.locator('#stop').click()

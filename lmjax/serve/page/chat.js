@@ -150,8 +150,8 @@ class Chat {
       tools.append(step(-1, 'Answer before', '‹'), `${turn.shown + 1} of ${turn.answers.length}`, step(1, 'Next answer', '›'));
     }
     tools.append(
-      mark(1, 'Good answer', '👍'),
-      mark(-1, 'Bad answer', '👎'),
+      mark(1, 'Good answer', 'Good'),
+      mark(-1, 'Bad answer', 'Bad'),
       make('button', { type: 'button', onclick: () => this.answer(number) }, 'Retry'),
       make('span', { class: 'speed' }, speed(answer)),
     );
