@@ -172,7 +172,10 @@ async def _measure(address: str, load: Sequence[tuple[float, dict]]) -> Cell:
   counts = {'tokens': 0, 'shed': 0, 'errors': 0}
   limits = httpx.Limits(max_connections=None)
   async with httpx.AsyncClient(base_url=address, timeout=600, limits=limits) as client:
-    model = (await client.get('/v1/models')).json()['data'][0]['id']
+    try:
+      model = (await client.get('/v1/models')).json()['data'][0]['id']
+    except httpx.HTTPError as error:
+      raise UserError(f'{address} does not answer ({error}): see the logs of the workdir') from None
     begun = time.monotonic()
 
     async def ask(at: float, body: dict) -> None:

@@ -24,7 +24,7 @@ from lmjax.serve.errors import REFUSALS, ApiError, reply
 from lmjax.serve.schemas import EmbeddingList, EmbeddingRequest
 from lmjax.serve.service import Service
 
-_BUCKET = 64
+_SHORTEST = 64  # texts are padded to it, or to a power of two, so that few lengths compile
 
 
 class Embedder(Protocol):
@@ -36,8 +36,9 @@ class Embedder(Protocol):
 class MeanHidden:
   """The mean over a text of a decoder's final hidden states."""
 
-  def __init__(self, model: Decoder, params: Params) -> None:
-    self._model, self._params = model, params
+  def __init__(self, model: Decoder, params: Params, longest: int) -> None:
+    """`longest`: tokens that a text may have."""
+    self._model, self._params, self._longest = model, params, longest
     self._lock = threading.Lock()  # one at a time: the engine wants the processor too
 
   def __call__(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
@@ -45,7 +46,8 @@ class MeanHidden:
       return np.stack([self._embed(text) for text in texts])
 
   def _embed(self, text: Sequence[int]) -> np.ndarray:
-    tokens_1L = np.zeros((1, -(-len(text) // _BUCKET) * _BUCKET), np.int32)
+    length = min(max(_SHORTEST, 1 << (len(text) - 1).bit_length()), self._longest)
+    tokens_1L = np.zeros((1, length), np.int32)
     tokens_1L[0, : len(text)] = text
     return np.asarray(_mean_hidden(self._model, self._params, tokens_1L, len(text)))
 

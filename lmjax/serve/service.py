@@ -82,7 +82,7 @@ class Service:
         raise UserError('weights=int8 is for one CPU so far: pass --weights=trained')
       params = quantize(params)
     self.name, self.limits, self.sampler, self.moderation = name, limits, sampler, moderation
-    self.created = int(time.time())
+    self.created, self.batching = int(time.time()), batching
     self.tokenizer, self.template = loaded.tokenizer, loaded.chat_template
     self.ends = frozenset(loaded.ends)
     self.model, self.params = model, params
@@ -181,8 +181,12 @@ class Service:
     """Begins answers.
 
     Raises:
-      ApiError: 429, there is no room for them now.
+      ApiError: 429, there is no room for them now, or 400, there never is for so many.
     """
+    most = self.batching.rows + self.batching.queue
+    if len(asks) > most:
+      message = f'{len(asks)} answers at once, and {most} fit: ask for fewer, n or prompts'
+      raise ApiError(400, message, param='n')
     answers = Answers(self, asks)
     try:
       self.engine.submit(*answers.requests)

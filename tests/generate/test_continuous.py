@@ -10,6 +10,7 @@ from small_models import QUICK, random_params
 from test_engine import DRAW, END, GREEDY, MAX_TOKENS, MODELS, SEED, VOCAB, make_prompts
 from test_engine import generate as generate_alone
 
+from lmjax.generate import engine as generation
 from lmjax.generate import sampler as sampling
 from lmjax.generate.continuous import Batching, Engine, Settings, _draws
 from lmjax.generate.prepare import prepare
@@ -52,7 +53,7 @@ def make_request(prompt, settings=None, max_tokens=MAX_TOKENS, **more):
 def finish(engine, requests, every=1):
   """Submits one request every so many steps; what each was told."""
   waiting = list(requests)
-  for number in range(1000):
+  for number in range(5000):
     if waiting and number % every == 0:
       engine.submit(waiting.pop(0))
     if not engine.step() and not waiting:
@@ -215,6 +216,31 @@ def test_each_row_is_drawn_by_its_own_settings():
   settings = [(Settings(sampler=s, seed=7, choice=i), 3) for i, s in enumerate(samplers)]
   found = np.asarray(rows(logits, _draws(settings)))
   assert found.tolist() == [int(f(logits[i : i + 1])[0]) for i, f in enumerate(each)]
+
+
+@pytest.mark.slow
+def test_a_hundred_sequences_of_a_hundred_tokens_are_what_they_are_alone(prepared):
+  model, params = prepared
+  rng = np.random.default_rng(2)
+  prompts = make_prompts(rng.integers(1, 32, 100).tolist())
+  batching = dataclasses.replace(SIZES, rows=8, chunk=32, queue=100, lookup=4)
+  engine = Engine(model, params, vocab=VOCAB, batching=batching, slots=160)
+  settings = Settings(sampler=GREEDY, alternatives=2)
+  requests = [make_request(prompt, settings, 100) for prompt in prompts]
+  for request in requests:
+    request.ends = frozenset()
+  found = finish(engine, requests, every=3)
+  same = 0
+  for listener, prompt in zip(found, prompts, strict=True):
+    how = {'sampler': GREEDY, 'max_tokens': 100, 'end': -1, 'vocab': VOCAB, 'seed': 0}
+    padded = [prompt, np.zeros(32, np.int32)]  # so that one shape is compiled
+    alone = generation.generate(model, params, padded, **how)[0].tolist()
+    differs = next((i for i, (a, b) in enumerate(zip(listener.tokens, alone)) if a != b), None)
+    same += differs is None
+    if differs is not None:
+      (_, first), (_, second) = listener.drawn[differs].alternatives
+      assert first - second <= 1e-3
+  assert same >= 99
 
 
 @pytest.mark.slow

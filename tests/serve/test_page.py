@@ -8,8 +8,9 @@ import numpy as np
 import openai
 import pytest
 from small_models import random_params
-from small_server import MODEL, TOKENIZER, make_service, serving
+from small_server import MODEL, TEMPLATE, TOKENIZER, make_service, serving
 
+from lmjax.data.preference import encode_pair
 from lmjax.generate.continuous import Batching
 from lmjax.serve.limits import Limits
 
@@ -136,7 +137,8 @@ def test_marks_become_pairs_of_preference(page, tmp_path):
   (row,) = map(json.loads, (tmp_path / 'pairs.jsonl').read_text().splitlines())
   assert row['prompt'] == [{'role': 'user', 'content': 'which'}]
   assert row['chosen'][0]['role'] == row['rejected'][0]['role'] == 'assistant'
-  assert row['chosen'] != row['rejected']
+  pair = encode_pair(row, TEMPLATE, TOKENIZER, 512)  # as DPO reads it
+  assert pair.chosen.weights.sum() > 0
 
 
 def test_nothing_in_a_text_runs_or_loads(page):

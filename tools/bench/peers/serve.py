@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], padding_side='left')
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32).eval()
-PAD = tokenizer.pad_token_id or 0
-ENDS = set(torch.tensor(model.generation_config.eos_token_id).view(-1).tolist())
+ENDS = torch.tensor(model.generation_config.eos_token_id).view(-1).tolist()
+tokenizer.pad_token = tokenizer.convert_ids_to_tokens(ENDS[0])
 app, waiting = FastAPI(), asyncio.Queue()
 row = lambda said: f'data: {json.dumps(said)}\n\n'
 
@@ -30,7 +30,7 @@ def generate(batch, tell):
   # The first that is put is the prompt, of two dimensions.
   put = lambda ids: [tell(*pair) for pair in zip(outs, ids.tolist()) if ids.ndim == 1]
   streamer = types.SimpleNamespace(put=put, end=lambda: [tell(out, None) for out in outs])
-  how = {'do_sample': False, 'pad_token_id': PAD, 'streamer': streamer}
+  how = {'do_sample': False, 'pad_token_id': ENDS[0], 'streamer': streamer}
   with torch.inference_mode():
     model.generate(**inputs, **how, max_new_tokens=max(rooms))
 
