@@ -31,7 +31,7 @@ def bench_time_to_loss() -> TimeToLoss:
 
 @experiment
 def bench_data() -> BenchData:
-  """Time preparing and reading posts beside the training step: a quarter of an hour."""
+  """Time preparing and reading posts beside the training step: half an hour."""
   return BenchData()
 
 

@@ -1,8 +1,8 @@
 """`bench_data`: is data ever what a run waits for? Tokenising, packing and reading beside a training step.
 
 Corpora of two sizes are made of the default posts, cut and joined anew, and prepared from nothing by
-processes of their own: that shows tokens a second, on one core and on all, and how the peak of memory
-goes with the size. Reading is timed in batches of the step that `posts_tiny` takes.
+processes of their own: that shows tokens a second and how the peak of memory goes with the size.
+Tokenising alone is timed on one core and on all; reading, in batches of the step that `posts_tiny` takes.
 """
 
 import dataclasses
@@ -26,6 +26,7 @@ from lmjax.core.config import leaf
 from lmjax.core.task import Report, Task
 from lmjax.data.loader import Loader
 from lmjax.data.prepare import prepare
+from lmjax.data.shards import Shards
 from lmjax.data.sources import Posts
 from lmjax.data.split import Split
 from lmjax.data.tokenizer import TokenizerConfig
@@ -52,9 +53,7 @@ class BenchData(Task):
       corpus = workdir / f'{size}.jsonl'
       print(f'{size:,} MB of posts', flush=True)
       posts = write_corpus(texts, size * _MB, corpus)
-      prepared[f'{size}'] = {'posts': posts, **_prepare(corpus, processor.cores(), log)}
-    smallest = workdir / f'{min(self.megabytes)}.jsonl'
-    one_core = _prepare(smallest, 1, log)
+      prepared[f'{size}'] = {'posts': posts, **_prepare(corpus, log)}
     reading = contest.compete(self._sides(), self.rounds, log)
     step = reading.figure('step', 'tokens_per_second')
     alone = prepared[f'{min(self.megabytes)}']
@@ -62,10 +61,10 @@ class BenchData(Task):
       'ratios': {
         'prepare_vs_step': alone['tokens_per_second'] / step.median,
         'read_vs_step': reading.ratio('read', 'step', 'tokens_per_second').median,
-        'prepare_cores': alone['tokens_per_second'] / one_core['tokens_per_second'],
+        'tokenise_cores': reading.ratio('tokenise', 'tokenise_1', 'tokens_per_second').median,
       },
       'prepared': prepared,
-      'prepared_on_one_core': one_core,
+      'tokenise_tokens_per_second': reading.figure('tokenise', 'tokens_per_second')._asdict(),
       'read_tokens_per_second': reading.figure('read', 'tokens_per_second')._asdict(),
       'step_tokens_per_second': step._asdict(),
       'cores': processor.cores(),
@@ -75,7 +74,11 @@ class BenchData(Task):
 
   def _sides(self) -> list[contest.Side]:
     settings = {'batches': self.batches}
-    return [contest.ours(name, f'{__name__}:{name}_turn', settings) for name in ('read', 'step')]
+    side = lambda name, function, **environment: contest.ours(
+      name, f'{__name__}:{function}_turn', settings, **environment
+    )
+    one = side('tokenise_1', 'tokenise', RAYON_NUM_THREADS='1')
+    return [side('read', 'read'), side('step', 'step'), side('tokenise', 'tokenise'), one]
 
 
 def write_corpus(texts: list[str], size: int, path: Path) -> int:
@@ -115,7 +118,7 @@ def prepare_turn(settings: dict[str, Any]) -> Turn:
 
 def read_turn(settings: dict[str, Any]) -> Turn:
   """Reads shuffled, packed batches of `posts_tiny`, a later stretch of the run each turn."""
-  task, loader = _opened()
+  task, _, loader = _opened()
   first = 0
 
   def turn() -> dict[str, Any]:
@@ -130,9 +133,23 @@ def read_turn(settings: dict[str, Any]) -> Turn:
   return turn
 
 
+def tokenise_turn(settings: dict[str, Any]) -> Turn:
+  """Tokenises the default posts, on as many cores as RAYON_NUM_THREADS says."""
+  del settings
+  texts, tokenizer = _default_texts(), _opened()[1][0].tokenizer
+
+  def turn() -> dict[str, Any]:
+    start = time.perf_counter()
+    tokens = sum(map(len, tokenizer.encode_batch(texts)))
+    return {'tokens_per_second': tokens / (time.perf_counter() - start)}
+
+  turn()
+  return turn
+
+
 def step_turn(settings: dict[str, Any]) -> Turn:
   """Takes warm training steps of `posts_tiny`, for about three seconds."""
-  task, loader = _opened()
+  task, _, loader = _opened()
   model = task.model.with_vocab(TokenizerConfig().vocab)
   dtype = model.dtype if processor.multiplies_bf16() else 'float32'
   model = dataclasses.replace(model, dtype=dtype)
@@ -154,27 +171,23 @@ def step_turn(settings: dict[str, Any]) -> Turn:
   return lambda: {'tokens_per_second': task.batch * task.length / take(count)}
 
 
-def _opened() -> tuple[Pretrain, Loader]:
-  """`posts_tiny`, and its batches."""
+def _opened() -> tuple[Pretrain, list[Shards], Loader]:
+  """`posts_tiny`, its posts and its batches."""
   task = registry.find(_EXPERIMENT)
   assert isinstance(task, Pretrain)
-  return task, open_data(task)[1]
+  return task, *open_data(task)
 
 
 def _default_texts() -> list[str]:
   """The default posts."""
-  task = registry.find(_EXPERIMENT)
-  assert isinstance(task, Pretrain)
-  return list(open_data(task)[0][0].texts('train'))
+  return list(_opened()[1][0].texts('train'))
 
 
-def _prepare(corpus: Path, cores: int, log: Path) -> dict[str, Any]:
-  """What preparing `corpus` once on so many cores takes."""
+def _prepare(corpus: Path, log: Path) -> dict[str, Any]:
+  """What preparing `corpus` once takes."""
   settings = {'posts': str(corpus), 'scratch': str(corpus.parent)}
-  environment = {'RAYON_NUM_THREADS': str(cores)}
-  name = f'prepare on {cores} core{"s" if cores > 1 else ""}'
-  side = contest.ours(name, f'{__name__}:prepare_turn', settings, **environment)
-  return contest.compete([side], 1, log).turns[name][0].figures
+  side = contest.ours('prepare', f'{__name__}:prepare_turn', settings)
+  return contest.compete([side], 1, log).turns['prepare'][0].figures
 
 
 def _table(report: Report, step: Figure) -> str:
@@ -183,7 +196,7 @@ def _table(report: Report, step: Figure) -> str:
   lines += [
     f'  preparing posts    {ratios["prepare_vs_step"]:.1f} times as fast',
     f'  reading batches    {ratios["read_vs_step"]:.1f} times as fast',
-    f'  {report["cores"]} cores prepare {ratios["prepare_cores"]:.2f} times as fast as one',
+    f'  {report["cores"]} cores tokenise {ratios["tokenise_cores"]:.2f} times as fast as one',
   ]
   for size, one in report['prepared'].items():
     took = duration_text(one['seconds'])

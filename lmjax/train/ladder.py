@@ -36,7 +36,7 @@ class Ladder(Task):
   widths: tuple[int, ...] = leaf((64, 96, 128, 192), 'Sizes to fit the laws to.', low=_HEAD)
   predicted: int = leaf(256, 'Width of the model that is predicted.', low=_HEAD)
   rates: tuple[float, ...] = leaf(
-    (1.5e-3, 3e-3, 6e-3, 12e-3), 'Learning rates that each size is tried at.', above=0.0
+    (3e-3, 6e-3, 12e-3), 'Learning rates that each size is tried at.', above=0.0
   )
   steps: int = leaf(300, 'Steps of each run.', low=10)
 
