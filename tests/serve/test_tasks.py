@@ -21,7 +21,7 @@ from lmjax.interop import huggingface
 from lmjax.serve.task import read_moderation
 
 ROOT = Path(__file__).parents[2]
-SMALL = ('--batching.context=128', '--batching.chunk=8', '--batching.rows=2')
+SMALL = ('--batching.context=128', '--batching.chunk=4', '--batching.rows=2')
 
 
 @pytest.fixture(scope='module')
@@ -59,6 +59,7 @@ def test_a_talk_goes_on_until_exit(folder, tmp_path, monkeypatch, capsys):
   assert answers[0].strip() == answers[-1].split('\n')[1].strip() or len(answers) == 2
 
 
+@pytest.mark.slow
 def test_one_question_is_answered_and_that_is_all(folder, tmp_path):
   flags = (f'--checkpoint={folder}', '--prompt=hello', '--max_tokens=5', '--weights=int8', *SMALL)
   assert run('chat', tmp_path, *flags)['answers'] == 1
