@@ -39,7 +39,7 @@ def make_loaded(template, params):
 
 
 def make_service(limits=None, batching=None, template=TEMPLATE, params=None, **more):
-  batching = batching or Batching(rows=4, context=256, chunk=16, queue=8, lookup=2)
+  batching = batching or Batching(rows=4, context=256, chunk=8, queue=8, lookup=2)
   return Service(
     make_loaded(template, params),
     name='tiny',
