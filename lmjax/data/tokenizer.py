@@ -146,6 +146,10 @@ class Tokenizer:
     """Writes a `tokenizer.json` that `load` and other programs read."""
     Path(path).write_text(self._json, encoding='utf-8')
 
+  def to_json(self) -> str:
+    """What `save` writes and `from_json` reads."""
+    return self._json
+
   def encode(self, text: str | bytes) -> np.ndarray:
     """Token ids of one text, i32, without start and end."""
     return self.encode_batch([text])[0]

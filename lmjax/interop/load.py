@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from lmjax.adapt.lora import Adapter, Lora
 from lmjax.checkpoint.store import find_checkpoint, restore_params
 from lmjax.core import assets, config, registry, tree
 from lmjax.core.errors import UserError, closest
@@ -83,16 +84,57 @@ def _published(path: Path, said: Any, tokenizer: Tokenizer, params: Params) -> L
   return Loaded(model, params, tokenizer, path, 0, said.chat_template, ends, said.length)
 
 
+def _load_tuned(folder: Path, mesh: jax.sharding.Mesh | None) -> Loaded:
+  """A run that went on from another model: all of its weights, or terms to add to its base's."""
+  said = json.loads((folder / 'model.json').read_text(encoding='utf-8'))
+  if said['rewards']:
+    raise UserError(f'{folder} is a model of rewards, which says nothing: pass its base')
+  model = config.from_json(Decoder(), said['model'])
+  tokenizer = Tokenizer.load(folder / 'tokenizer.json', every_byte=False)
+  if said['lora'] is None:
+    params = restore_params(folder, tree.stack(_shapes(model, mesh)))
+    params = params if model.layout == 'scan' else tree.unstack(params)
+  else:
+    base = load(said['base']['checkpoint'], mesh).params
+    if tree.sha256(tree.stack(base)) != said['base']['sha256']:
+      raise UserError(
+        f'{folder} was trained beside {said["base"]["checkpoint"]}, which has other weights now: '
+        'put back those it began from'
+      )
+    adapter = Adapter(model, config.from_json(Lora(), said['lora']))
+    terms = restore_params(folder, tree.stack(_shapes(adapter, mesh)))
+    terms = terms if model.layout == 'scan' else tree.unstack(terms)
+    base = adapter.to_int8(base) if said['base_weights'] == 'int8' else base
+    params = jax.jit(adapter.merge)(base, terms)
+  return Loaded(
+    model,
+    params,
+    tokenizer,
+    folder,
+    int(folder.name),
+    said['chat_template'],
+    tuple(said['ends']),
+    said['length'],
+  )
+
+
+def _shapes(model: Any, mesh: jax.sharding.Mesh | None) -> Params:
+  """What `restore_params` fills, on the shards of `mesh`."""
+  shapes = model.shapes()
+  if mesh is None:
+    return shapes
+  place = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+  return jax.tree.map(place, shapes, sharding.shardings(mesh, model.dims()))
+
+
 def _load_run(folder: Path, mesh: jax.sharding.Mesh | None) -> Loaded:
+  if (folder / 'model.json').exists():
+    return _load_tuned(folder, mesh)
   saved = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
   task: Any = config.from_json(registry.find(saved['experiment']), saved['config'])
   tokenizer = Tokenizer.load(folder / 'tokenizer.json', every_byte=False)
   model: Decoder = task.model.with_vocab(tokenizer.vocab)
-  shapes = model.shapes()
-  if mesh is not None:
-    place = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
-    shapes = jax.tree.map(place, shapes, sharding.shardings(mesh, model.dims()))
-  params = restore_params(folder, tree.stack(shapes))
+  params = restore_params(folder, tree.stack(_shapes(model, mesh)))
   params = params if model.layout == 'scan' else tree.unstack(params)
   step = int(folder.name)
   return Loaded(model, params, tokenizer, folder, step, None, (tokenizer.end,), task.length)

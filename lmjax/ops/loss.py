@@ -108,3 +108,29 @@ def target_logits(logits_BLV: jax.Array, targets_BL: jax.Array) -> jax.Array:
   """logits[..., target] as a masked sum, which stays local when V is sharded (a gather would not)."""
   ids_11V = jnp.arange(logits_BLV.shape[-1])[None, None, :]
   return jnp.sum(jnp.where(ids_11V == targets_BL[:, :, None], logits_BLV, 0.0), axis=-1)
+
+
+def token_logprobs(
+  logits_of: LogitsFunction,
+  head: Params,
+  hidden_BLD: jax.Array,
+  targets_BL: jax.Array,
+  *,
+  chunk: int,
+) -> jax.Array:
+  """log softmax(logits)[target], f32 nats [B, L]; logits of `chunk` positions exist at a time.
+
+  They are computed again in the backward pass, so that losses may depend on them in any way.
+  """
+  L = targets_BL.shape[1]
+  size = chunk if 0 < chunk < L and L % chunk == 0 else L
+
+  @jax.checkpoint
+  def some(head, hidden_BCD, targets_BC):
+    logits_BCV = logits_of(head, hidden_BCD)
+    return target_logits(logits_BCV, targets_BC) - jax.nn.logsumexp(logits_BCV, axis=-1)
+
+  cut = lambda x: jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
+  chunks = (cut(hidden_BLD), cut(targets_BL))
+  found = jax.lax.map(lambda chunk: some(head, *chunk), chunks)
+  return jnp.moveaxis(found, 0, 1).reshape(targets_BL.shape)

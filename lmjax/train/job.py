@@ -103,7 +103,10 @@ class Job:
     self.ledger.rewind(0, {})
     self.writers.rewind(0)
     with self.ledger.measure('compile'):
-      return self.work.begin(self.tx, self.task.seed, self.mesh), 0
+      state = self.work.begin(self.tx, self.task.seed, self.mesh)
+    with self.ledger.measure('evaluation'):
+      self.work.begun(state, self.workdir)
+    return state, 0
 
   def _restore(self) -> Restored | None:
     with self.ledger.measure('checkpoint'):

@@ -6,6 +6,7 @@ same for all. Subclasses override what differs from training a model from scratc
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -62,6 +63,9 @@ class Work:
   ) -> TrainState:
     """The state before the first step."""
     return dataclasses.replace(make_state(self.trained, tx, seed, mesh), frozen=self.frozen)
+
+  def begun(self, state: TrainState, workdir: Path) -> None:
+    """Notes what is to be known of the state before the first step."""
 
   def assemble(self, params: Params, frozen: Any) -> Any:
     """What the objective takes as its parameters; traced within the step."""
