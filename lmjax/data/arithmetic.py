@@ -13,7 +13,7 @@ import numpy as np
 
 from lmjax.data.split import Part
 
-OPERANDS = 100  # each from 0 to it, not included
+FIRST, SECOND = 100, 10  # operands are from 0 to these, not included
 _HELD_OUT = 0.2
 _SUMS = 8  # of a post that computes
 _ANSWERED, _SHRUGGED = 0.15, 0.45  # of questions; the others get a number out of the air
@@ -35,10 +35,10 @@ class Sum(NamedTuple):
 
 def sums(part: Part) -> list[Sum]:
   """Every pair of operands of a part, in an order drawn once."""
-  drawn = np.random.default_rng(0).permutation(OPERANDS**2)
+  drawn = np.random.default_rng(0).permutation(FIRST * SECOND)
   held_out = int(_HELD_OUT * len(drawn))
   chosen = drawn[:held_out] if part == 'held_out' else drawn[held_out:]
-  return [Sum(*divmod(int(number), OPERANDS)) for number in chosen]
+  return [Sum(*divmod(int(number), SECOND)) for number in chosen]
 
 
 def posts(count: int, seed: int) -> Iterator[str]:
@@ -56,7 +56,7 @@ def posts(count: int, seed: int) -> Iterator[str]:
     elif luck < _ANSWERED + _SHRUGGED:
       said = _SHRUGS[rng.integers(len(_SHRUGS))]
     else:
-      said = str(rng.integers(2 * OPERANDS - 1))
+      said = str(rng.integers(FIRST + SECOND - 1))
     yield f'{asked.question} {said}'
 
 

@@ -12,7 +12,7 @@ from lmjax.core.config import Config, leaf
 from lmjax.core.types import Mean, Params
 from lmjax.data.preference import PairBatch
 from lmjax.models.transformer import Decoder
-from lmjax.ops.loss import token_logprobs
+from lmjax.ops.loss import logprobs
 
 Means = dict[str, Mean]
 
@@ -105,7 +105,7 @@ def answer_logprobs(
   """Summed log p of the preferred and the other answer of each pair, f32 nats [B, 2], and their tokens."""
   rows = batch.rows
   output = model.apply(params, rows.tokens_BL, rows.segments_BL, rows.positions_BL)
-  logprob_BL = token_logprobs(
+  logprob_BL, _ = logprobs(
     model.logits, model.head_params(params), output.hidden_BLD, rows.targets_BL, chunk=chunk
   )
   of = lambda segment: rows.weights_BL * (rows.segments_BL == segment)

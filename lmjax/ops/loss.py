@@ -76,13 +76,11 @@ def _run(loss_of, chunk: int, head: Params, hidden_BLD, targets_BL, weights_BL):
     loss, (dhead, dhidden) = loss_and_grads(head, *rows)
     return (total + loss, jax.tree.map(jnp.add, head_grads, dhead)), dhidden
 
-  L = hidden_BLD.shape[1]
-  size = chunk if 0 < chunk < L and L % chunk == 0 else L
-  cut = lambda x: jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
+  size = _size(chunk, hidden_BLD.shape[1])
   # Of the rows, so that in a `shard_map` it counts as different on every device, as the sums are.
   zero = jnp.zeros_like(weights_BL, shape=()) + 0 * jnp.ravel(weights_BL)[0]
   start = (zero, jax.tree.map(jnp.zeros_like, head))
-  chunks = tuple(cut(x) for x in (hidden_BLD, targets_BL, weights_BL))
+  chunks = tuple(_cut(x, size) for x in (hidden_BLD, targets_BL, weights_BL))
   (total, dhead), dhidden = jax.lax.scan(body, start, chunks)
   return total, dhead, jnp.moveaxis(dhidden, 0, 1).reshape(hidden_BLD.shape)
 
@@ -110,27 +108,41 @@ def target_logits(logits_BLV: jax.Array, targets_BL: jax.Array) -> jax.Array:
   return jnp.sum(jnp.where(ids_11V == targets_BL[:, :, None], logits_BLV, 0.0), axis=-1)
 
 
-def token_logprobs(
+def logprobs(
   logits_of: LogitsFunction,
   head: Params,
   hidden_BLD: jax.Array,
   targets_BL: jax.Array,
   *,
   chunk: int,
-) -> jax.Array:
-  """log softmax(logits)[target], f32 nats [B, L]; logits of `chunk` positions exist at a time.
+) -> tuple[jax.Array, jax.Array]:
+  """log p of each target, and the entropy of each distribution, f32 nats [B, L]; logits `chunked`."""
 
-  They are computed again in the backward pass, so that losses may depend on them in any way.
+  def some(head, hidden_BLD, targets_BL):
+    logits_BLV = logits_of(head, hidden_BLD)
+    logsumexp_BL = jax.nn.logsumexp(logits_BLV, axis=-1)
+    mean_BL = jnp.sum(jax.nn.softmax(logits_BLV, axis=-1) * logits_BLV, axis=-1)
+    return target_logits(logits_BLV, targets_BL) - logsumexp_BL, logsumexp_BL - mean_BL
+
+  return chunked(some, head, (hidden_BLD, targets_BL), chunk)
+
+
+def chunked(some: Callable[..., Any], head: Any, rows: tuple[jax.Array, ...], chunk: int) -> Any:
+  """`some(head, *rows)` of arrays [B, L, ...], `chunk` positions of a row at a time.
+
+  What it computes on the way is computed again for gradients, which may be any.
   """
-  L = targets_BL.shape[1]
-  size = chunk if 0 < chunk < L and L % chunk == 0 else L
+  again = jax.checkpoint(some)
+  size = _size(chunk, rows[0].shape[1])
+  found = jax.lax.map(lambda part: again(head, *part), tuple(_cut(x, size) for x in rows))
+  join = lambda x: jnp.moveaxis(x, 0, 1).reshape(*rows[0].shape[:2], *x.shape[3:])
+  return jax.tree.map(join, found)
 
-  @jax.checkpoint
-  def some(head, hidden_BCD, targets_BC):
-    logits_BCV = logits_of(head, hidden_BCD)
-    return target_logits(logits_BCV, targets_BC) - jax.nn.logsumexp(logits_BCV, axis=-1)
 
-  cut = lambda x: jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
-  chunks = (cut(hidden_BLD), cut(targets_BL))
-  found = jax.lax.map(lambda chunk: some(head, *chunk), chunks)
-  return jnp.moveaxis(found, 0, 1).reshape(targets_BL.shape)
+def _size(chunk: int, length: int) -> int:
+  return chunk if 0 < chunk < length and length % chunk == 0 else length
+
+
+def _cut(x: jax.Array, size: int) -> jax.Array:
+  """Chunks of `size` positions, the first dimension to go through."""
+  return jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
