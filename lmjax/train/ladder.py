@@ -38,7 +38,7 @@ class Ladder(Task):
   rates: tuple[float, ...] = leaf(
     (3e-3, 6e-3, 12e-3), 'Learning rates that each size is tried at.', above=0.0
   )
-  steps: int = leaf(300, 'Steps of each run.', low=10)
+  steps: int = leaf(200, 'Steps of each run.', low=10)
 
   def __post_init__(self) -> None:
     super().__post_init__()
