@@ -8,6 +8,7 @@ nothing about text. T tokens, R draws, V vocab.
 import contextlib
 import dataclasses
 import functools
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -223,6 +224,11 @@ class Engine:
     self._thread = threading.Thread(target=self._run, name='engine', daemon=True)
     self._thread.start()
 
+  def wait(self) -> None:
+    """Returns when the thread has ended: it was stopped, or `failure` says why."""
+    if self._thread is not None:
+      self._thread.join()
+
   def stop(self, drain_seconds: float = 0.0) -> None:
     """Ends the thread; whoever is not done after `drain_seconds` is cancelled."""
     with self._change:
@@ -235,8 +241,7 @@ class Engine:
       for request in self._scheduler.requests():
         request.cancelled = True
       self._change.notify()
-    if self._thread is not None:
-      self._thread.join()
+    self.wait()
 
   def step(self) -> bool:
     """Computes one step; False where there was nothing to do."""
@@ -270,11 +275,11 @@ class Engine:
               return
           self.step()
     except BaseException as error:
+      logging.getLogger(__name__).exception('the engine has ended')
       with self._change:
         self.failure = error
       for request in self._scheduler.requests():
         request.listener.end('error', _usage(request, None))
-      raise
 
   def _on_mesh(self) -> contextlib.AbstractContextManager:
     return jax.set_mesh(self._mesh) if self._mesh is not None else contextlib.nullcontext()

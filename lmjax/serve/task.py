@@ -35,7 +35,7 @@ class Serving(Task):
   weights: Literal['trained', 'int8'] = leaf(
     'trained', 'As they were trained, or in int8 with a scale for every 32: a quarter to read.'
   )
-  sampler: Sampler = part(Sampler(temperature=0.7, top_p=0.9), 'Where a request does not say.')
+  sampler: Sampler = part(Sampler(temperature=0.2, top_p=0.9), 'Where a request does not say.')
   batching: Batching = part(Batching(), 'How sequences share the machine.')
   mesh: Mesh = part(Mesh(), 'Devices that share each sequence: mesh.tensor alone.', run=True)
 
@@ -99,7 +99,8 @@ class Serve(Serving):
       service = self.make_service(self.limits, self.name, read_moderation(self.moderation))
       audit = Audit(workdir / 'audit.jsonl', self.audit_text)
       app = build_app(service, keys=keys, audit=audit, local=local)
-      address = f'http://{self.host}:{sock.getsockname()[1]}'
+      host = f'[{self.host}]' if ':' in self.host else self.host
+      address = f'http://{host}:{sock.getsockname()[1]}'
       warming = threading.Thread(target=_warm, args=(service, address), daemon=True)
       try:
         _serve_until_told(app, sock, warming, self.drain_seconds)
@@ -168,13 +169,15 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
 
 
 def _warm(service: 'Service', address: str) -> None:
-  """Makes ready in the background: /health answers meanwhile, and /ready says 503."""
+  """Makes ready in the background (/health answers meanwhile, /ready says 503); ends all if it fails."""
   try:
     for done, of in service.warm():
       print(f'\rcompiling {done} of {of}', end='\n' if done == of else '', flush=True)
     print(f'{service.name} is served at {address} (API: {address}/v1). Ctrl-C ends it.', flush=True)
+    service.engine.wait()
   except BaseException as error:
     service.engine.failure = error
+  if service.engine.failure is not None:
     signal.raise_signal(signal.SIGTERM)
 
 

@@ -143,6 +143,20 @@ def test_the_thread_answers_and_ends_when_told(model):
     engine.submit(request)
 
 
+def test_what_goes_wrong_in_a_step_is_told_to_all(model, caplog):
+  engine, done = make_engine(model), queue.SimpleQueue()
+  engine._params = {}  # as if memory were lost
+  requests = [make_request(prompt) for prompt in make_prompts()]
+  for request in requests:
+    request.listener.end = lambda reason, _: done.put(reason)
+    engine.submit(request)
+  engine.start()
+  engine.wait()
+  assert [done.get(timeout=60) for _ in requests] == ['error'] * 3
+  assert engine.failure is not None
+  assert 'the engine has ended' in caplog.text
+
+
 def test_log_probabilities_are_those_of_the_model(model):
   prompt, biased = make_prompts((5,))[0], {3: 100.0}
   settings = Settings(sampler=GREEDY, alternatives=4, bias=biased)
