@@ -164,9 +164,9 @@ def measure(address: str, load: Sequence[tuple[float, dict]]) -> Cell:
 
 async def _measure(address: str, load: Sequence[tuple[float, dict]]) -> Cell:
   try:
-    import httpx
+    import httpx2 as httpx
   except ImportError:
-    raise UserError("bench_serve needs httpx and a server: pip install 'lmjax[bench]'") from None
+    raise UserError("bench_serve needs httpx2 and a server: pip install 'lmjax[bench]'") from None
   firsts: list[float] = []
   gaps: list[float] = []
   counts = {'tokens': 0, 'shed': 0, 'errors': 0}

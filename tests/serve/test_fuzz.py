@@ -3,7 +3,7 @@
 import json
 import random
 
-import httpx
+import httpx2 as httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 

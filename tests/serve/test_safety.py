@@ -6,7 +6,7 @@ import re
 import socket
 import time
 
-import httpx
+import httpx2 as httpx
 import openai
 import pytest
 from small_server import TOKENIZER, make_client, make_service, serving

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx
+import httpx2 as httpx
 import pytest
 from small_models import random_params
 from small_server import MODEL, TEMPLATE, TOKENIZER
