@@ -1,4 +1,4 @@
-"""What `--checkpoint` means: a run, a Hugging Face folder, a GGUF file, or the name of an asset.
+"""What `--checkpoint` means: a run, a Hugging Face folder, a GGUF file, the name of an asset or a recipe.
 
 Model, weights, tokenizer, and what else a published model says of itself.
 """
@@ -11,7 +11,7 @@ import jax
 
 from lmjax.adapt.lora import Adapter, Lora
 from lmjax.checkpoint.store import find_checkpoint, restore_params
-from lmjax.core import assets, config, registry, tree
+from lmjax.core import assets, config, recipes, registry, tree
 from lmjax.core.errors import UserError, closest
 from lmjax.core.storage import at
 from lmjax.core.types import Params
@@ -20,7 +20,7 @@ from lmjax.interop import gguf, huggingface
 from lmjax.models.transformer import Decoder
 from lmjax.parallel import sharding
 
-CHECKPOINT = "A run's folder, a Hugging Face folder, a GGUF file or an asset's name."
+CHECKPOINT = "A run's folder, a Hugging Face folder, a GGUF file, an asset's or a recipe's name."
 """What the flag --checkpoint says of itself."""
 
 
@@ -69,11 +69,13 @@ def load(checkpoint: str, mesh: jax.sharding.Mesh | None = None) -> Loaded:
 def locate(checkpoint: str) -> Path:
   """The file or folder that `checkpoint` stands for: the only place where a name becomes a path.
 
-  An asset's name, in whatever case, is that of a file which is downloaded the first time; where there
-  is a file or folder of that name, it is meant.
+  An asset's name, in whatever case, is that of a file which is downloaded the first time, a recipe's that
+  of a run which is trained the first time; where there is a file or folder of that name, it is meant.
   """
   path = at(checkpoint)
   name = checkpoint.lower()
+  if name in recipes.RECIPES and not path.exists():
+    return recipes.ready(name)
   return assets.fetch(name) if name in assets.of_kind('model') and not path.exists() else path
 
 
@@ -142,8 +144,8 @@ def _load_run(folder: Path, mesh: jax.sharding.Mesh | None) -> Loaded:
 
 def _checkpoint_folder(path: Path) -> Path:
   if not path.is_dir():
-    near = closest(str(path), assets.of_kind('model'))
-    also = f' (did you mean the asset {near[0]}?)' if near else ''
+    near = closest(str(path), [*assets.of_kind('model'), *recipes.RECIPES])
+    also = f' (did you mean {near[0]}?)' if near else ''
     raise UserError(
       f'--checkpoint={path}: there is no such folder: pass the folder of a run, a Hugging Face folder, '
       f'a GGUF file or the name of an asset{also}'

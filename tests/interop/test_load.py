@@ -65,9 +65,7 @@ def test_samples_are_drawn_of_weights_in_int8(folder, tmp_path):
 
 
 def test_nothing_of_the_kind_is_refused():
-  with pytest.raises(
-    UserError, match='no such folder: .*did you mean the asset smollm2-135m-instruct'
-  ):
+  with pytest.raises(UserError, match='no such folder: .*did you mean smollm2-135m-instruct'):
     load('smollm2-135m')
 
 
