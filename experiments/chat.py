@@ -54,10 +54,10 @@ def posts_adapt_smol() -> TunePosts:
 def chat_dpo_smol() -> Prefer:
   """Teach SmolLM2-135M by DPO to answer what a passage says, and no more, about people."""
   return Prefer(
-    steps=40,
+    steps=50,
     batch=4,
-    length=256,
-    source=Chats(chats='bbq', held_out=0.25),
+    length=320,
+    source=Chats(chats='bbq', most_rows=480, held_out=0.5),
     lora=Lora(rank=16, alpha=32.0),
     objective=Preference(kind='dpo', beta=0.1, chunk=64),
     optimizer=AdamW(peak_lr=5e-4, weight_decay=0.0, schedule=_DECAY),
@@ -70,10 +70,10 @@ def chat_dpo_smol() -> Prefer:
 def reward_smol() -> TrainReward:
   """Make a model of rewards of SmolLM2-135M, from the same pairs."""
   return TrainReward(
-    steps=40,
+    steps=50,
     batch=4,
-    length=256,
-    source=Chats(chats='bbq', held_out=0.25),
+    length=320,
+    source=Chats(chats='bbq', most_rows=480, held_out=0.5),
     lora=Lora(rank=16, alpha=32.0),
     optimizer=AdamW(peak_lr=5e-4, weight_decay=0.0, schedule=_DECAY),
     checkpoint=Checkpoint(every_steps=20),

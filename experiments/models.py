@@ -2,7 +2,7 @@
 
 from lmjax.core.registry import experiment
 from lmjax.train.chat_eval import ChatEval
-from lmjax.train.export import ExportHf
+from lmjax.train.export import ExportHf, ExportPeft
 from lmjax.train.score import Score
 
 
@@ -22,3 +22,8 @@ def export_hf() -> ExportHf:
 def chat_eval() -> ChatEval:
   """Measure a model, alone or beside another: --checkpoint=RUN [--against=RUN]."""
   return ChatEval()
+
+
+def export_peft() -> ExportPeft:
+  """Write what LoRA learnt in peft's format: --checkpoint=RUN --output=DIR."""
+  return ExportPeft()

@@ -9,6 +9,7 @@ Each row becomes a conversation or is counted under the reason why not. Knows no
 """
 
 import collections
+import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -43,6 +44,7 @@ class Chats(Config):
   chats: str = leaf(
     '', 'An asset, or a file or glob with rows of messages, ShareGPT, Alpaca or questions.'
   )
+  most_rows: int | None = leaf(None, 'The first of the rows that are used; none: all.', low=2)
   held_out: float = leaf(0.1, 'Share of the rows that are held out.', above=0.0, high=0.5)
 
   def rows(self) -> list[formats.Row]:
@@ -55,7 +57,8 @@ class Chats(Config):
         f'--chats={self.chats}: there is no such file: pass a file, a glob or one of the assets '
         f'{", ".join(known)}'
       )
-    return [row for path in paths for row in formats.read_rows(path, formats.look(path))]
+    every = (row for path in paths for row in formats.read_rows(path, formats.look(path)))
+    return list(itertools.islice(every, self.most_rows))
 
 
 class Conversation(NamedTuple):

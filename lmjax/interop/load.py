@@ -98,14 +98,13 @@ def _load_tuned(folder: Path, mesh: jax.sharding.Mesh | None) -> Loaded:
     params = params if model.layout == 'scan' else tree.unstack(params)
   else:
     base = load(said['base']['checkpoint'], mesh).params
+    terms = _load_terms(folder, said, model, mesh)
     if tree.sha256(tree.stack(base)) != said['base']['sha256']:
       raise UserError(
         f'{folder} was trained beside {said["base"]["checkpoint"]}, which has other weights now: '
         'put back those it began from'
       )
     adapter = Adapter(model, config.from_json(Lora(), said['lora']))
-    terms = restore_params(folder, tree.stack(_shapes(adapter, mesh)))
-    terms = terms if model.layout == 'scan' else tree.unstack(terms)
     base = adapter.to_int8(base) if said['base_weights'] == 'int8' else base
     params = jax.jit(adapter.merge)(base, terms)
   return Loaded(
@@ -118,6 +117,39 @@ def _load_tuned(folder: Path, mesh: jax.sharding.Mesh | None) -> Loaded:
     tuple(said['ends']),
     said['length'],
   )
+
+
+class Terms(NamedTuple):
+  """What a run with LoRA has learnt; `base` is the --checkpoint that it began from."""
+
+  model: Decoder
+  terms: Params
+  lora: Lora
+  base: str
+
+
+def load_terms(checkpoint: str) -> Terms:
+  """The terms of the run at `checkpoint` by themselves; UserError where it has none."""
+  folder = _checkpoint_folder(locate(checkpoint))
+  file = folder / 'model.json'
+  said: dict[str, Any] = json.loads(file.read_text(encoding='utf-8')) if file.exists() else {}
+  if not said.get('lora') or said['rewards']:
+    raise UserError(
+      f'--checkpoint={checkpoint} has no terms of LoRA: pass a run that trained some, or export it with '
+      '--experiment=export_hf'
+    )
+  model = config.from_json(Decoder(), said['model'])
+  lora = config.from_json(Lora(), said['lora'])
+  return Terms(model, _load_terms(folder, said, model, None), lora, said['base']['checkpoint'])
+
+
+def _load_terms(
+  folder: Path, said: dict[str, Any], model: Decoder, mesh: jax.sharding.Mesh | None
+) -> Params:
+  """In the layout of `model`."""
+  adapter = Adapter(model, config.from_json(Lora(), said['lora']))
+  terms = restore_params(folder, tree.stack(_shapes(adapter, mesh)))
+  return terms if model.layout == 'scan' else tree.unstack(terms)
 
 
 def _shapes(model: Any, mesh: jax.sharding.Mesh | None) -> Params:

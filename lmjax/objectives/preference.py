@@ -47,18 +47,24 @@ class Preference(Config):
     """The loss, weighed by pairs; accuracy counts pairs whose preferred answer gained more, ties half."""
     del rng
     logprob_B2, count_B2 = answer_logprobs(model, params, batch, self.chunk)
-    real_B = jnp.any(batch.rows.segments_BL == 2, axis=1).astype(jnp.float32)
+    loss, means = self.compare(logprob_B2, count_B2, batch.reference_B2)
+    tokens = Mean(jnp.sum((batch.rows.segments_BL > 0).astype(jnp.float32)), jnp.ones(()))
+    return loss, means | {'tokens': tokens}
+
+  def compare(
+    self, logprob_B2: jax.Array, count_B2: jax.Array, reference_B2: jax.Array
+  ) -> tuple[Mean, Means]:
+    """The same of the log p of both answers, in nats, and the tokens in each; of none, it is no pair."""
+    real_B = jnp.all(count_B2 > 0, axis=1).astype(jnp.float32)
     if self.kind == 'orpo':
       c_B, r_B = (logprob_B2 / jnp.maximum(count_B2, 1.0)).T
     else:
-      c_B, r_B = (logprob_B2 - batch.reference_B2).T
+      c_B, r_B = (logprob_B2 - reference_B2).T
     gap_B = c_B - r_B
     weighed = lambda x_B: Mean(jnp.sum(x_B * real_B), jnp.sum(real_B))
     loss = weighed(self._losses(c_B, r_B, real_B))
     right_B = (jnp.sign(gap_B) + 1.0) / 2.0
-    tokens = Mean(jnp.sum((batch.rows.segments_BL > 0).astype(jnp.float32)), jnp.ones(()))
-    means = {'loss': loss, 'accuracy': weighed(right_B), 'margin': weighed(gap_B)}
-    return loss, means | {'tokens': tokens}
+    return loss, {'loss': loss, 'accuracy': weighed(right_B), 'margin': weighed(gap_B)}
 
   def _losses(self, c_B: jax.Array, r_B: jax.Array, real_B: jax.Array) -> jax.Array:
     gap_B, beta = c_B - r_B, self.beta

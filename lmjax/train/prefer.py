@@ -19,7 +19,7 @@ from lmjax.core.types import Params
 from lmjax.data.conversations import Chats, sort_rows
 from lmjax.data.loader import Rows
 from lmjax.data.preference import Pair, PairBatch, encode_pair, lay_pairs
-from lmjax.objectives.preference import BradleyTerry, Preference, answer_logprobs
+from lmjax.objectives.preference import BradleyTerry, Preference, answer_logprobs, rewards
 from lmjax.parallel import hosts
 from lmjax.parallel.accelerator import Preset
 from lmjax.train.feed import place
@@ -69,25 +69,42 @@ class Preferring(Tuning):
     tokens = np.concatenate([side.tokens for pair in self._pairs for side in pair])
     self.data.append(tree.sha256({'tokens': tokens}))
     self._everywhere = NamedSharding(mesh, PartitionSpec())
-    self._reference_P2 = self._references()
     self.objective = objective
+    self._reference_P2 = self._references()
     count = len(self.rows.train)
     self.source = Rows(self._read, count, batch=task.batch, length=length, seed=task.seed)
-    self._means = self._compiled(
-      lambda params, batch: objective(self.model, params, batch, jax.random.key(0))[1]
-    )
 
   def lines(self, job: Any) -> list[str]:
     return [*super().lines(job), f'pairs       {counts_text(self.rows.counts)}']
 
   def measure(self, state: TrainState) -> dict[str, float]:
-    """Share of held-out pairs whose preferred answer gained more, ties half, and by how much."""
-    first, size = len(self.rows.train), self.task.batch
-    params, sums = self.whole(state), {}
-    for numbers in _groups(range(first, len(self._pairs)), size):
-      for name, mean in self._means(params, self._placed(self._read(numbers))).items():
-        sums[name] = mean + sums[name] if name in sums else mean
-    return {name: float(sums[name].value) for name in ('accuracy', 'margin', 'loss')}
+    """Share of held-out pairs whose preferred answer gained more, ties half, and by how much.
+
+    Before the first step the log-probabilities are the references'.
+    """
+    held_out = range(len(self.rows.train), len(self._pairs))
+    reference_P2 = self._reference_P2[held_out.start :]
+    if int(state.step) == 0:
+      logprob_P2 = reference_P2
+    else:
+      logprob_P2 = self._each(self._logprobs, self.whole(state), held_out)
+    sides = [[side.weights.sum() for side in self._pairs[number]] for number in held_out]
+    counts = np.array(sides, np.float32)
+    _, means = self.objective.compare(logprob_P2, counts, reference_P2)
+    return {name: float(means[name].value) for name in ('accuracy', 'margin', 'loss')}
+
+  def _logprobs(self, params: Params, batch: PairBatch) -> jax.Array:
+    return answer_logprobs(self.model, params, batch, self.objective.chunk)[0]
+
+  def _each(self, f: Callable, params: Params, numbers: range) -> np.ndarray:
+    """`f(params, batch)`, [B, 2] on every device, of all pairs of these numbers: f32 [pairs, 2]."""
+    run = jax.jit(f, out_shardings=self._everywhere)
+    found = []
+    with jax.set_mesh(self._mesh):
+      for some in _groups(numbers, self.task.batch):
+        batch = place(self._read(some), batch_sharding(self._mesh, ('batch',)), self.task.batch)
+        found.append(np.asarray(run(params, batch)))
+    return np.concatenate(found)[: len(numbers)]
 
   def conclude(self, job: Any, state: TrainState, step: int) -> Report:
     report = super().conclude(job, state, step)
@@ -104,14 +121,8 @@ class Preferring(Tuning):
       return np.load(path)
     hosts.say(f'computing what the model thinks of {len(self._pairs):,} pairs ...')
     self._reference_P2 = np.zeros((len(self._pairs), 2), np.float32)
-    logprobs = self._compiled(
-      lambda params, batch: answer_logprobs(self.model, params, batch, 64)[0]
-    )
-    found = []
-    params = self._base()
-    for numbers in _groups(range(len(self._pairs)), self.task.batch):
-      found.append(np.asarray(logprobs(params, self._placed(self._read(numbers)))))
-    references = np.concatenate(found)[: len(self._pairs)]
+    base = self._params if self.adapter is None else self.frozen
+    references = self._each(self._logprobs, base, range(len(self._pairs)))
     if hosts.is_leader():
       path.parent.mkdir(parents=True, exist_ok=True)
       draft = path.with_suffix('.draft.npy')
@@ -123,27 +134,12 @@ class Preferring(Tuning):
     weights = self.task.base_weights if self.adapter is not None else 'float32'
     return [*self.data, weights, self.task.length, self.model.dtype]
 
-  def _base(self) -> Params:
-    return self._params if self.adapter is None else self.frozen
-
   def _read(self, numbers: Sequence[int]) -> PairBatch:
     """The pairs of these numbers as rows; where one is negative, an empty row."""
     none: Any = ()
     pairs = [self._pairs[number] if number >= 0 else none for number in numbers]
     reference: Any = self._reference_P2[np.maximum(np.array(numbers), 0)]
     return PairBatch(lay_pairs(pairs, self.task.length), reference)
-
-  def _placed(self, batch: PairBatch) -> PairBatch:
-    return place(batch, batch_sharding(self._mesh, ('batch',)), self.task.batch)
-
-  def _compiled(self, f: Callable) -> Callable:
-    jitted = jax.jit(f, out_shardings=self._everywhere)
-
-    def run(*arguments: Any) -> Any:
-      with jax.set_mesh(self._mesh):
-        return jitted(*arguments)
-
-    return run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,6 +178,14 @@ class Rewarding(Preferring):
     assert self.adapter is not None
     attached = self.adapter.attach(frozen, params['terms'])
     return {'model': attached, 'reward_D': params['reward_D']}
+
+  def measure(self, state: TrainState) -> dict[str, float]:
+    """Share of held-out pairs whose preferred conversation has the larger reward, and by how much."""
+    held_out = range(len(self.rows.train), len(self._pairs))
+    judge = lambda params, batch: rewards(self.model, params, batch)
+    c_P, r_P = self._each(judge, self.whole(state), held_out).T
+    right = (np.sign(c_P - r_P) + 1) / 2
+    return {'accuracy': float(right.mean()), 'margin': float((c_P - r_P).mean())}
 
   def answers(self, state: TrainState) -> list[str]:
     """A model of rewards says nothing."""
