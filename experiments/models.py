@@ -24,6 +24,7 @@ def chat_eval() -> ChatEval:
   return ChatEval()
 
 
+@experiment
 def export_peft() -> ExportPeft:
   """Write what LoRA learnt in peft's format: --checkpoint=RUN --output=DIR."""
   return ExportPeft()
