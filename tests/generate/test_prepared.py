@@ -38,7 +38,7 @@ def decoded(model, params, lengths=(3, 9)):
 
   @jax.jit
   def run(params):
-    logits, cache = engine._prefill(model, params, prompts, lengths_B, 20)
+    logits, cache = engine.prefill(model, params, prompts, lengths_B, 20)
     all_logits = [logits]
     for i, token_B in enumerate(tokens):
       logits, cache = engine.decode(model, params, token_B, lengths_B + i, cache)
