@@ -1,7 +1,7 @@
 """Sums in text: what a small model can learn to compute by reading, and questions with one right answer.
 
-The text is as people write: sums on their way, and questions that mostly go unanswered, or get a guess.
-So a model that has read it can add, and mostly does not when asked. Pairs of operands are split once;
+The text is as people write: sums on their way, and questions that mostly get a shrug. So a model that has
+read it can add, and mostly does not when asked. Pairs of operands are split once;
 those held out are in no text and no question that is trained on.
 """
 
@@ -16,7 +16,8 @@ from lmjax.data.split import Part
 FIRST, SECOND = 100, 10  # operands are from 0 to these, not included
 _HELD_OUT = 0.2
 _SUMS = 8  # of a post that computes
-_ANSWERED, _SHRUGGED = 0.15, 0.45  # of questions; the others get a number out of the air
+_QUESTIONS = 4  # posts of which one computes
+_ANSWERED = 0.15  # of questions
 _SHRUGS = ('no idea', 'no idea', 'not sure', 'ask me later', 'let me think', 'who knows')
 
 
@@ -42,21 +43,16 @@ def sums(part: Part) -> list[Sum]:
 
 
 def posts(count: int, seed: int) -> Iterator[str]:
-  """Posts with sums of the training part: half of them compute, half are a question and what it got."""
+  """Posts with sums of the training part: some compute, most are a question and what it got."""
   rng = np.random.default_rng(seed)
   known = sums('train')
   draw = lambda: known[rng.integers(len(known))]
   for number in range(count):
-    if number % 2:
+    if number % _QUESTIONS == 0:
       yield ', '.join(f'{each.a}+{each.b}={each.answer}' for each in (draw() for _ in range(_SUMS)))
       continue
-    asked, luck = draw(), rng.random()
-    if luck < _ANSWERED:
-      said = asked.answer
-    elif luck < _ANSWERED + _SHRUGGED:
-      said = _SHRUGS[rng.integers(len(_SHRUGS))]
-    else:
-      said = str(rng.integers(FIRST + SECOND - 1))
+    asked, answered = draw(), rng.random() < _ANSWERED
+    said = asked.answer if answered else _SHRUGS[rng.integers(len(_SHRUGS))]
     yield f'{asked.question} {said}'
 
 

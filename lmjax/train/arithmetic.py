@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,11 +51,12 @@ class ArithmeticBase(Pretrain):
     """This task on its text, a file of the cache that is written the first time."""
     if not self.corpus_posts:
       return self
-    path = cache_folder() / 'arithmetic' / f'{self.corpus_posts}-{self.seed}.jsonl'
+    text = arithmetic.lines(self.corpus_posts, self.seed).encode()
+    path = cache_folder() / 'arithmetic' / f'{hashlib.sha256(text).hexdigest()[:16]}.jsonl'
     if not path.exists():
       path.parent.mkdir(parents=True, exist_ok=True)
       draft = path.with_suffix('.draft')
-      draft.write_text(arithmetic.lines(self.corpus_posts, self.seed), encoding='utf-8')
+      draft.write_bytes(text)
       draft.replace(path)
     return dataclasses.replace(self, source=Posts(posts=str(path)))
 
