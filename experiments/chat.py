@@ -37,9 +37,13 @@ def chat_sft_smol() -> TuneChat:
 
 @experiment
 def posts_adapt_smol() -> TunePosts:
-  """Adapt SmolLM2-135M to the default posts with LoRA on every matrix of its layers."""
+  """Adapt SmolLM2-135M to the default posts with LoRA on every matrix of its layers.
+
+  Of a run of 60 steps, 20 at the peak took 150 held-out posts from 2.55 to 1.67 bits per byte (2 cores of
+  an AMD EPYC without AVX-512, under others' load, 2026-11-26); to the end, and in time, it is not measured.
+  """
   return TunePosts(
-    steps=60,
+    steps=48,
     batch=4,
     length=256,
     lora=Lora(rank=32, alpha=32.0),
@@ -47,6 +51,7 @@ def posts_adapt_smol() -> TunePosts:
     optimizer=AdamW(peak_lr=3e-3, weight_decay=0.0, schedule=_DECAY),
     checkpoint=Checkpoint(every_steps=1000, keep_latest=1),
     evaluate_every=1000,
+    evaluate_posts=200,
   )
 
 
