@@ -54,7 +54,7 @@ def arithmetic_base() -> ArithmeticBase:
 
 @experiment
 def arithmetic_grpo() -> Grpo:
-  """Teach a small model to answer sums by rewards alone: GRPO, some minutes on 2 cores."""
+  """GRPO on sums, from a small model that can add but shrugs; how far it gets is not measured yet."""
   return Grpo(
     base=Base(checkpoint='arithmetic_base'),
     lora=None,
@@ -75,7 +75,7 @@ def arithmetic_grpo() -> Grpo:
 
 @experiment
 def arithmetic_grpo_smol() -> Grpo:
-  """The same of SmolLM2-135M with LoRA and its chat template."""
+  """The same of SmolLM2-135M with LoRA and its chat template; not run yet."""
   return dataclasses.replace(
     arithmetic_grpo(),
     base=Base(checkpoint='smollm2-135m-instruct'),
