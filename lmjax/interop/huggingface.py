@@ -70,7 +70,7 @@ def load_params(path: Path, folder: Folder, mesh: jax.sharding.Mesh | None = Non
     UserError: a file is missing, or does not match config.json (tensor, expected and found shape).
   """
   family, model = folder.family, folder.model
-  source = _open(path)
+  source = open_tensors(path)
   wanted = tensors.pieces(model, family.names, family.order)
   source = _with_prefix(source, family.names['embed'])
   unused = family.names['head'] if model.head == 'tied' else None
@@ -159,8 +159,11 @@ def _shards(sizes: list[int], most: int) -> Iterator[int]:
     yield shard
 
 
-def _open(path: Path) -> Source:
-  """The tensors of every safetensors file of a folder, mapped into memory and not read."""
+def open_tensors(path: Path, ignored: tuple[str, ...] = ()) -> Source:
+  """The tensors of every safetensors file of a folder, mapped into memory and not read.
+
+  Those whose names end in one of `ignored` are left out, whatever they hold.
+  """
   try:
     from safetensors import safe_open
   except ImportError:
@@ -175,6 +178,8 @@ def _open(path: Path) -> Source:
     except Exception as error:  # the library's own error is a plain Exception
       raise UserError(f'{file} cannot be read: {error}: copy it again') from None
     for name in names:
+      if name.endswith(ignored):
+        continue
       part = handle.get_slice(name)
       if part.get_dtype() not in _FLOATS:
         raise UserError(

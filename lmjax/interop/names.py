@@ -146,3 +146,29 @@ GGUF_GPT2 = {
   'layers/attention/value': 'blk.{layer}.attn_qkv.weight 2/3',
   'layers/attention/value_bias': 'blk.{layer}.attn_qkv.bias 2/3',
 }
+# BERT's encoder without a head, as sentence-transformers keeps it.
+BERT = {
+  'embed': 'embeddings.word_embeddings.weight',
+  'positions': 'embeddings.position_embeddings.weight',
+  'types': 'embeddings.token_type_embeddings.weight',
+  'embedding_norm/scale': 'embeddings.LayerNorm.weight',
+  'embedding_norm/bias': 'embeddings.LayerNorm.bias',
+  **{
+    f'layers/attention/{ours}{end}': f'encoder.layer.{{layer}}.attention.{theirs}.{kind}'
+    for ours, theirs in (
+      ('query', 'self.query'),
+      ('key', 'self.key'),
+      ('value', 'self.value'),
+      ('out', 'output.dense'),
+    )
+    for end, kind in (('', 'weight'), ('_bias', 'bias'))
+  },
+  'layers/attention_norm/scale': 'encoder.layer.{layer}.attention.output.LayerNorm.weight',
+  'layers/attention_norm/bias': 'encoder.layer.{layer}.attention.output.LayerNorm.bias',
+  'layers/mlp/up': 'encoder.layer.{layer}.intermediate.dense.weight',
+  'layers/mlp/up_bias': 'encoder.layer.{layer}.intermediate.dense.bias',
+  'layers/mlp/down': 'encoder.layer.{layer}.output.dense.weight',
+  'layers/mlp/down_bias': 'encoder.layer.{layer}.output.dense.bias',
+  'layers/mlp_norm/scale': 'encoder.layer.{layer}.output.LayerNorm.weight',
+  'layers/mlp_norm/bias': 'encoder.layer.{layer}.output.LayerNorm.bias',
+}

@@ -22,6 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from lmjax.core import tree
 from lmjax.core.errors import UserError
 from lmjax.core.types import Params
+from lmjax.models.encoder import Encoder
 from lmjax.models.transformer import Decoder
 from lmjax.parallel import sharding
 
@@ -38,7 +39,7 @@ _INPUTS = {
   'shared_gate': 1,
   'head': 1,
 }
-_TABLES = ('embed', 'positions')  # these stand as they are
+_TABLES = ('embed', 'positions', 'types')  # these stand as they are
 
 Order = Literal['outputs first', 'inputs first']
 
@@ -120,7 +121,7 @@ class Piece(NamedTuple):
     return matrix.swapaxes(-1, -2) if self.order == 'outputs first' else matrix
 
 
-def pieces(model: Decoder, names: Mapping[str, str], order: Order) -> list[Piece]:
+def pieces(model: Decoder | Encoder, names: Mapping[str, str], order: Order) -> list[Piece]:
   """Every tensor that a checkpoint of `model` holds, layer by layer, parts of one side by side.
 
   Args:
@@ -180,7 +181,10 @@ def check(source: Source, wanted: Sequence[Piece], ignored: Callable[[str], bool
 
 
 def fill(
-  model: Decoder, wanted: Iterable[Piece], source: Source, mesh: jax.sharding.Mesh | None = None
+  model: Decoder | Encoder,
+  wanted: Iterable[Piece],
+  source: Source,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> Params:
   """The model's parameters, layers stacked, on their shards of `mesh` or on the first device.
 

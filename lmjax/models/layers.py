@@ -25,8 +25,9 @@ MLP_ACTIVATIONS = {
   'geglu': lambda gate, up: jax.nn.gelu(gate, approximate=True) * up,
   'relu2': lambda gate, up: jnp.square(jax.nn.relu(up)),
   'gelu': lambda gate, up: jax.nn.gelu(up, approximate=True),
+  'gelu_exact': lambda gate, up: jax.nn.gelu(up, approximate=False),
 }
-ungated = ('relu2', 'gelu')
+ungated = ('relu2', 'gelu', 'gelu_exact')
 
 
 class Norm(Config):

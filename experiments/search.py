@@ -1,0 +1,17 @@
+"""Search over posts and other documents: measured, and tuned on one's own judgments."""
+
+from lmjax.core.registry import experiment
+from lmjax.search.evaluate import SearchEval
+from lmjax.search.tune import SearchTune
+
+
+@experiment
+def search_eval() -> SearchEval:
+  """Measure search on judged queries: --documents=FILE --queries=FILE [--checkpoint=RUN]."""
+  return SearchEval()
+
+
+@experiment
+def search_tune() -> SearchTune:
+  """Learn to rank from judged queries: --documents=FILE --queries=FILE."""
+  return SearchTune()

@@ -1,0 +1,121 @@
+"""The task that measures search on judged queries, and what `--checkpoint` means to it."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from lmjax.core.config import leaf
+from lmjax.core.errors import UserError, need
+from lmjax.core.storage import at
+from lmjax.core.task import Report, Task, write_json
+from lmjax.interop.encoder import MINILM, load_encoder
+from lmjax.search.embed import Embedder
+from lmjax.search.engine import Engine
+from lmjax.search.ranking import METHODS, Ranking, load_ranking
+from lmjax.search.sets import MEASURES, measure, read_documents, read_queries
+
+DOCUMENTS = 'JSONL, plain or compressed: id, text and perhaps title of each.'
+QUERIES = 'JSONL, plain or compressed: id, text and relevant (ids of documents) of each.'
+ENCODER = 'What makes vectors: the folder of an encoder (BERT) or an asset.'
+_RANKING, _ADAPTER, _TUNED = 'ranking.json', 'adapter.npy', 'tuned.json'
+
+
+class Tuned(NamedTuple):
+  """What ranks: as shipped, or as `search_tune` learnt it.
+
+  Attributes:
+    adapter_DD: f32, what is added to a query's vector: vector @ adapter_DD.
+  """
+
+  ranking: Ranking
+  adapter_DD: np.ndarray
+
+  def adapt(self, vectors: np.ndarray) -> np.ndarray:
+    """Queries' vectors f32 [queries, D], moved to where their answers are."""
+    moved = vectors + vectors @ self.adapter_DD
+    return moved / np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), 1e-12)
+
+
+def save_tuned(folder: Path, tuned: Tuned, embedder: Embedder) -> None:
+  """Writes what `load_tuned` reads."""
+  tuned.ranking.save(folder / _RANKING)
+  np.save(folder / _ADAPTER, tuned.adapter_DD)
+  write_json(folder / _TUNED, {'embedder': embedder.name})
+
+
+def load_tuned(checkpoint: str, embedder: Embedder) -> Tuned:
+  """As shipped where `checkpoint` is empty.
+
+  Raises:
+    UserError: it is no run of `search_tune`, or one of another encoder.
+  """
+  if not checkpoint:
+    return Tuned(load_ranking(), np.zeros((embedder.size, embedder.size), np.float32))
+  folder = at(checkpoint)
+  try:
+    said = (folder / _TUNED).read_text(encoding='utf-8')
+    adapter_DD = np.load(folder / _ADAPTER)
+  except (OSError, ValueError):
+    raise UserError(
+      f'--checkpoint={folder} holds no tuned search: pass the folder of a run of search_tune'
+    ) from None
+  if embedder.name not in said:
+    raise UserError(
+      f'--checkpoint={folder} was tuned with another encoder: pass the --encoder that it was tuned with'
+    )
+  return Tuned(load_ranking(folder / _RANKING), adapter_DD)
+
+
+class SearchEval(Task):
+  """Ranks documents for judged queries, by words, by meaning and by both, and says how well."""
+
+  documents: str = leaf('', DOCUMENTS)
+  queries: str = leaf('', QUERIES)
+  checkpoint: str = leaf('', 'The folder of a run of search_tune; empty = as shipped.')
+  encoder: str = leaf(MINILM, ENCODER)
+
+  def run(self, workdir: Path) -> Report:
+    """Trains nothing; the report's `methods` are means over all queries."""
+    need('documents', self.documents, 'FILE.jsonl, what is searched')
+    need('queries', self.queries, 'FILE.jsonl, judged queries')
+    documents = read_documents(self.documents)
+    queries = read_queries(self.queries, documents)
+    embedder = Embedder(load_encoder(self.encoder))
+    tuned = load_tuned(self.checkpoint, embedder)
+    engine = Engine(documents, embedder, progress('documents read'))
+    texts = [query.text for query in queries]
+    ranked = engine.rank(texts, tuned.adapt(embedder.embed(texts)), tuned.ranking)
+    ids = [query.id for query in queries]
+    runs = {method: dict(zip(ids, ranked[method], strict=True)) for method in METHODS}
+    methods = measure(queries, runs)
+    print(table(methods))
+    return {
+      'documents': len(documents),
+      'queries': len(queries),
+      'checkpoint': self.checkpoint or None,
+      'embedder': embedder.name,
+      'ranking': tuned.ranking._asdict(),
+      'methods': methods,
+    }
+
+
+def table(methods: dict[str, dict[str, float]]) -> str:
+  """A line a method, a column a measure."""
+  lines = [f'{"":10}' + ''.join(f'{name:>14}' for name in MEASURES)]
+  for method, means in methods.items():
+    lines.append(f'{method:10}' + ''.join(f'{means[name]:14.3f}' for name in MEASURES))
+  return '\n'.join(lines)
+
+
+def progress(what: str):
+  """(how many more, of how many) -> prints a line at each tenth."""
+  done = 0
+
+  def show(more: int, total: int) -> None:
+    nonlocal done
+    before, done = 10 * done // total, done + more
+    if 10 * done // total > before:
+      print(f'{done:,} of {total:,} {what}', flush=True)
+
+  return show

@@ -1,0 +1,160 @@
+"""What makes a document come first: scores of words and of meaning, weighed as queries taught.
+
+Q queries, C candidates of each, F features, D size of a vector, S texts.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lmjax.core.errors import UserError
+from lmjax.core.task import write_json
+
+SHIPPED = Path(__file__).with_name('ranking.json')
+FEATURES = ('words', 'words_rank', 'meaning', 'meaning_rank')
+LATE = 'late_interaction'
+METHODS = ('bm25', 'dense', 'hybrid', 'reranked')
+POOL = 100  # candidates that each of words and meaning gives
+_RANK = 10.0  # what a rank is counted from: place r counts 1 / (1 + r / _RANK)
+
+
+class Ranking(NamedTuple):
+  """Learnt numbers.
+
+  Attributes:
+    k1, b: of BM25.
+    hybrid: weight of each of FEATURES.
+    reranked: of these and LATE.
+    trained_on: which queries they were learnt from.
+  """
+
+  k1: float
+  b: float
+  hybrid: Mapping[str, float]
+  reranked: Mapping[str, float]
+  trained_on: str
+
+  def save(self, path: Path) -> None:
+    write_json(path, self._asdict())
+
+
+def load_ranking(path: Path = SHIPPED) -> Ranking:
+  """UserError where `path` is no such file."""
+  try:
+    said = json.loads(path.read_text(encoding='utf-8'))
+    return Ranking(**said)
+  except (OSError, ValueError, TypeError) as error:
+    raise UserError(f'{path} holds no ranking ({error}): run search_tune again') from None
+
+
+class Candidates(NamedTuple):
+  """What may answer one query.
+
+  Attributes:
+    documents: i64 [C] their indices.
+    features: f32 [C, F], in the order of FEATURES and, where it was reranked, LATE.
+  """
+
+  documents: np.ndarray
+  features: np.ndarray
+
+
+def candidates(words: np.ndarray, meaning: np.ndarray) -> Candidates:
+  """The first POOL by each score, with their features.
+
+  Args:
+    words, meaning: f32 scores of all documents, by BM25 and by cosine.
+  """
+  both = np.stack([words / max(float(words.max(initial=0.0)), 1e-9), meaning])
+  firsts = [top(scores, POOL) for scores in both]
+  chosen = np.unique(np.concatenate(firsts))
+  features = np.zeros((len(chosen), len(FEATURES)), np.float32)
+  for column, (scores, first) in enumerate(zip(both, firsts, strict=True)):
+    features[:, 2 * column] = scores[chosen]
+    places = np.searchsorted(chosen, first)
+    counted = (scores[first] > 0).astype(
+      np.float32
+    )  # a document without any of the words has no place
+    features[places, 2 * column + 1] = counted / (1 + np.arange(len(first)) / _RANK)
+  return Candidates(chosen, features)
+
+
+def top(scores: np.ndarray, count: int) -> np.ndarray:
+  """Indices of the `count` largest, in order; of equal ones the earlier first."""
+  count = min(count, len(scores))
+  some = np.argpartition(-scores, count - 1)[:count] if count < len(scores) else np.arange(count)
+  return some[np.lexsort((some, -scores[some]))]
+
+
+def weigh(found: Candidates, weights: Mapping[str, float]) -> np.ndarray:
+  """f32 [C]: the weighted sum of features."""
+  return found.features[:, : len(weights)] @ np.array(list(weights.values()), np.float32)
+
+
+def learn_weights(
+  names: Sequence[str], found: Sequence[Candidates], relevant: Sequence[set[int]]
+) -> dict[str, float]:
+  """Weights under which relevant documents are likeliest to come first.
+
+  Minimises -log softmax(features w)[relevant], the mean over queries that have a relevant candidate
+  (ListNet with one list position, Cao et al. 2007).
+
+  Args:
+    relevant: indices of the documents that answer each query.
+  """
+  kept = [
+    (one, np.isin(one.documents, list(good))) for one, good in zip(found, relevant, strict=True)
+  ]
+  kept = [(one, good) for one, good in kept if good.any()]
+  if not kept:
+    raise UserError('no query has an answer among what words or meaning find: pass other queries')
+  most = max(len(good) for _, good in kept)
+  features_QCF = np.zeros((len(kept), most, len(names)), np.float32)
+  good_QC, there_QC = np.zeros((2, len(kept), most), bool)
+  for row, (one, good) in enumerate(kept):
+    features_QCF[row, : len(good)] = one.features[:, : len(names)]
+    good_QC[row, : len(good)], there_QC[row, : len(good)] = good, True
+  return dict(zip(names, _fit(features_QCF, good_QC, there_QC).tolist(), strict=True))
+
+
+@jax.jit
+def _fit(features_QCF: jax.Array, good_QC: jax.Array, there_QC: jax.Array) -> jax.Array:
+  def loss(w_F):
+    scores_QC = jnp.where(there_QC, features_QCF @ w_F, -1e9)
+    likely_Q = jax.nn.logsumexp(jnp.where(good_QC, scores_QC, -1e9), axis=1)
+    return jnp.mean(jax.nn.logsumexp(scores_QC, axis=1) - likely_Q) + 1e-4 * jnp.sum(w_F**2)
+
+  tx = optax.adam(0.1)
+  start = jnp.ones(features_QCF.shape[2])
+
+  def step(carry, _):
+    w_F, state = carry
+    updates, state = tx.update(jax.grad(loss)(w_F), state)
+    return (optax.apply_updates(w_F, updates), state), None
+
+  (w_F, _), _ = jax.lax.scan(step, (start, tx.init(start)), None, length=600)
+  return jnp.asarray(w_F)
+
+
+@jax.jit
+def late_interaction(
+  query_LD: jax.Array, document_SMD: jax.Array, there_SM: jax.Array
+) -> jax.Array:
+  """MaxSim, f32 [S]: the mean over the query's tokens of the cosine of the nearest of a text's.
+
+  Khattab & Zaharia 2020 (arXiv:2004.12832) eq. 3, but a mean and not a sum.
+
+  Args:
+    query_LD, document_SMD: token vectors of length 1; those of length 0 do not count.
+    there_SM: bool, which tokens of the texts are.
+  """
+  near_SLM = jnp.einsum('LD,SMD->SLM', query_LD, document_SMD)
+  best_SL = jnp.max(jnp.where(there_SM[:, None], near_SLM, -1.0), axis=2)
+  counted_L = jnp.sum(jnp.abs(query_LD), axis=1) > 0
+  return jnp.sum(best_SL * counted_L[None], axis=1) / jnp.maximum(jnp.sum(counted_L), 1)

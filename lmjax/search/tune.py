@@ -1,0 +1,184 @@
+"""The task that learns from a user's own judgments how to rank.
+
+Q queries, N documents, K negatives, D size of a vector.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lmjax.core.config import leaf
+from lmjax.core.errors import UserError, need
+from lmjax.core.task import Report, Task
+from lmjax.data.shuffle import permutation
+from lmjax.interop.encoder import MINILM, load_encoder
+from lmjax.objectives.contrastive import info_nce
+from lmjax.search.embed import Embedder
+from lmjax.search.engine import Engine
+from lmjax.search.evaluate import DOCUMENTS, ENCODER, QUERIES, Tuned, progress, save_tuned
+from lmjax.search.ranking import (
+  FEATURES,
+  LATE,
+  Ranking,
+  learn_weights,
+  load_ranking,
+  top,
+)
+from lmjax.search.sets import Query, read_documents, read_queries
+
+_SMALLEST = 20  # judged queries that are worth learning from
+_K1, _B = (0.6, 0.9, 1.2, 1.6, 2.0), (0.1, 0.3, 0.5, 0.75, 0.9)
+
+
+class SearchTune(Task):
+  """Learns BM25's numbers, where queries lie and what each score weighs, from judged queries.
+
+  The encoder stays as it is: a matrix moves queries' vectors, so that documents need not be read again.
+  """
+
+  documents: str = leaf('', DOCUMENTS)
+  queries: str = leaf('', QUERIES)
+  encoder: str = leaf(MINILM, ENCODER)
+  folds: int = leaf(4, 'Parts of the queries, each scored by what the others taught.', low=2)
+  steps: int = leaf(200, 'Updates of the matrix at most; folds say how many.', low=1)
+  learning_rate: float = leaf(3e-4, 'Of these updates.', above=0.0)
+  temperature: float = leaf(0.05, 'Of InfoNCE.', above=0.0)
+  negatives: int = leaf(32, 'Documents near a query that do not answer it, for each.', low=1)
+  rerank_queries: int = leaf(400, 'Queries that teach re-ranking at most: it is slow.', low=1)
+  seed: int = leaf(0, 'Of the folds.', low=0)
+
+  def run(self, workdir: Path) -> Report:
+    """Writes a run that search_eval's --checkpoint takes."""
+    need('documents', self.documents, 'FILE.jsonl, what is searched')
+    need('queries', self.queries, 'FILE.jsonl, judged queries')
+    documents = read_documents(self.documents)
+    queries = read_queries(self.queries, documents)
+    if len(queries) < _SMALLEST:
+      raise UserError(
+        f'--queries={self.queries} has {len(queries)} queries: pass {_SMALLEST} or more to learn from'
+      )
+    embedder = Embedder(load_encoder(self.encoder))
+    engine = Engine(documents, embedder, progress('documents read'))
+    vectors = embedder.embed([query.text for query in queries])
+    tuned, said = self.learn(engine, queries, vectors)
+    save_tuned(workdir, tuned, embedder)
+    print(f'written to {workdir}: pass it to search_eval as --checkpoint={workdir}')
+    return {'documents': len(documents), 'queries': len(queries), **said}
+
+  def learn(
+    self, engine: Engine, queries: list[Query], vectors: np.ndarray
+  ) -> tuple[Tuned, Report]:
+    """What the queries teach; weights are learnt on queries that the matrix did not see."""
+    place = {document.id: index for index, document in enumerate(engine.documents)}
+    relevant = [{place[one] for one in query.relevant} for query in queries]
+    texts = [query.text for query in queries]
+    ranking = tune_words(engine, texts, relevant)._replace(
+      trained_on=f'{len(queries)} queries of {self.queries}'
+    )
+    fold_Q = permutation(len(queries), 'folds', self.seed) % self.folds
+    every = max(1, self.steps // 4)
+    counts = [0, *range(every, self.steps + 1, every)]
+    held_out = np.zeros((len(counts), *vectors.shape), np.float32)
+    for fold in range(self.folds):
+      inside = fold_Q != fold
+      taught = self._adapters(engine.vectors, vectors[inside], _pick(relevant, inside), every)
+      for number, adapter_DD in enumerate(taught):
+        held_out[number, ~inside] = Tuned(ranking, adapter_DD).adapt(vectors[~inside])
+    moved = [held_out[number] for number in range(len(counts))]
+    gains = [reciprocal_rank(engine.vectors, one, relevant) for one in moved]
+    best = int(np.argmax(gains))
+    print(f'mean reciprocal rank by meaning, unseen queries: {gains[0]:.3f} -> {gains[best]:.3f}')
+    adapter_DD = list(self._adapters(engine.vectors, vectors, relevant, every))[best]
+    found = engine.find(texts, held_out[best], ranking)
+    ranking = ranking._replace(hybrid=learn_weights(FEATURES, found, relevant))
+    some = np.arange(len(texts)) < self.rerank_queries
+    again = engine.read_again(_pick(texts, some), _pick(found, some), ranking)
+    names = (*FEATURES, LATE)
+    ranking = ranking._replace(reranked=learn_weights(names, again, _pick(relevant, some)))
+    report = {'ranking': ranking._asdict(), 'updates': counts[best], 'mrr_held_out': gains}
+    return Tuned(ranking, adapter_DD), report
+
+  def _adapters(self, documents, queries, relevant, every):
+    """The matrix after 0, `every`, 2 x `every` ... updates, f32 [D, D] each."""
+    answers = [min(good) for good in relevant]
+    shared, answers_Q = np.unique(answers, return_inverse=True)
+    excluded_QN = np.array([np.isin(shared, list(good)) for good in relevant])
+    excluded_QN[np.arange(len(answers)), answers_Q] = False
+    negatives_QK = mine_negatives(documents, queries, relevant, self.negatives)
+    batch = (queries, documents[shared], answers_Q, documents[negatives_QK], excluded_QN)
+    start, update = make_update(self.learning_rate, self.temperature)
+    size = documents.shape[1]
+    state = start(jnp.zeros((size, size)))
+    yield np.zeros((size, size), np.float32)
+    for step in range(1, self.steps + 1):
+      state = update(state, batch)
+      if step % every == 0:
+        yield np.asarray(state[0])
+
+
+def make_update(learning_rate: float, temperature: float) -> tuple[Callable, Callable]:
+  """Adam on InfoNCE of queries moved by a matrix: matrix -> state, and (state, batch) -> state.
+
+  A state is the matrix and Adam's moments.
+  """
+  tx = optax.adam(learning_rate)
+
+  def loss(adapter_DD, batch):
+    queries_QD, documents_ND, answers_Q, negatives_QKD, excluded_QN = batch
+    moved_QD = queries_QD + queries_QD @ adapter_DD
+    moved_QD /= jnp.linalg.norm(moved_QD, axis=1, keepdims=True)
+    return info_nce(
+      moved_QD, documents_ND, answers_Q, negatives_QKD, excluded_QN, temperature=temperature
+    ).value
+
+  @jax.jit
+  def step(state, batch):
+    adapter_DD, moments = state
+    updates, moments = tx.update(jax.grad(loss)(adapter_DD, batch), moments)
+    return optax.apply_updates(adapter_DD, updates), moments
+
+  return lambda adapter_DD: (adapter_DD, tx.init(adapter_DD)), step
+
+
+def mine_negatives(documents, queries, relevant, count: int) -> np.ndarray:
+  """The nearest documents that do not answer each query, i64 [Q, K]."""
+  found = []
+  count = min(count, len(documents) - max(map(len, relevant)))
+  if count < 1:
+    raise UserError('every document answers a query: pass documents that answer none too')
+  for query, good in zip(queries, relevant, strict=True):
+    near = top(documents @ query, count + len(good))
+    found.append([index for index in near.tolist() if index not in good][:count])
+  return np.array(found)
+
+
+def tune_words(engine: Engine, texts: Sequence[str], relevant: Sequence[set[int]]) -> Ranking:
+  """The shipped ranking with the k1 and b under which BM25 alone puts answers first."""
+  best, shipped = (-1.0, load_ranking()), load_ranking()
+  for k1 in _K1:
+    for b in _B:
+      ranking = shipped._replace(k1=k1, b=b)
+      scores = engine.score_words(texts, ranking)
+      mean = float(
+        np.mean([_reciprocal(one, good) for one, good in zip(scores, relevant, strict=True)])
+      )
+      best = max(best, (mean, ranking), key=lambda pair: pair[0])
+  return best[1]
+
+
+def reciprocal_rank(documents: np.ndarray, queries: np.ndarray, relevant) -> float:
+  """Mean over queries of 1 / place of the first answer by cosine."""
+  pairs = zip(queries, relevant, strict=True)
+  return float(np.mean([_reciprocal(documents @ query, good) for query, good in pairs]))
+
+
+def _reciprocal(scores: np.ndarray, good: set[int]) -> float:
+  return 1.0 / (1 + int(np.sum(scores > scores[list(good)].max())))
+
+
+def _pick(items: Sequence, chosen: np.ndarray) -> list:
+  return [items[index] for index in np.flatnonzero(chosen).tolist()]
