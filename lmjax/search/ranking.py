@@ -3,6 +3,7 @@
 Q queries, C candidates of each, F features, D size of a vector, S texts.
 """
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import optax
 
 from lmjax.core.errors import UserError
 from lmjax.core.task import write_json
+from lmjax.data.shuffle import permutation
 
 SHIPPED = Path(__file__).with_name('ranking.json')
 FEATURES = ('words', 'words_rank', 'meaning', 'meaning_rank')
@@ -78,18 +80,27 @@ def candidates(words: np.ndarray, meaning: np.ndarray) -> Candidates:
   for column, (scores, first) in enumerate(zip(both, firsts, strict=True)):
     features[:, 2 * column] = scores[chosen]
     places = np.searchsorted(chosen, first)
-    counted = (scores[first] > 0).astype(
-      np.float32
-    )  # a document without any of the words has no place
-    features[places, 2 * column + 1] = counted / (1 + np.arange(len(first)) / _RANK)
+    better = np.searchsorted(-scores[first], -scores[first])  # equal ones share a place
+    # A document without any of the words has no place among words.
+    counted = (scores[first] > 0).astype(np.float32)
+    features[places, 2 * column + 1] = counted / (1 + better / _RANK)
   return Candidates(chosen, features)
 
 
 def top(scores: np.ndarray, count: int) -> np.ndarray:
-  """Indices of the `count` largest, in order; of equal ones the earlier first."""
+  """Indices of the `count` largest, in order.
+
+  Equal ones come in an order of their own: sets of documents have near-copies which words cannot
+  tell apart, and where the judged one stands first in its file, the file's order would be an answer.
+  """
   count = min(count, len(scores))
   some = np.argpartition(-scores, count - 1)[:count] if count < len(scores) else np.arange(count)
-  return some[np.lexsort((some, -scores[some]))]
+  return some[np.lexsort((_shuffled(len(scores))[some], -scores[some]))]
+
+
+@functools.lru_cache(256)
+def _shuffled(count: int) -> np.ndarray:
+  return permutation(count, 'equal scores')
 
 
 def weigh(found: Candidates, weights: Mapping[str, float]) -> np.ndarray:
