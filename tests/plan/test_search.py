@@ -66,7 +66,7 @@ def test_arrays_that_the_kernel_for_experts_cannot_count_are_no_way():
 def test_flags_say_what_differs_and_make_it():
   changed = config.override(SEVENTY, {'mesh.data': 4, 'model.remat': 'dots', 'batch': 2048})
   flags = search.flags(changed, SEVENTY)
-  assert flags == '--batch=2048 --model.remat=dots --mesh.data=4'
+  assert flags == '--batch=2048 --mesh.data=4 --model.remat=dots'
   words = dict(word.removeprefix('--').split('=') for word in flags.split())
   leaves = {leaf.name: leaf for leaf in config.leaves(SEVENTY)}
   parsed = {name: config.parse(leaves[name], text) for name, text in words.items()}
