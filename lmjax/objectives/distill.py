@@ -61,8 +61,9 @@ class Distillation(Config):
 
     hidden_BLD = model.apply(params, *rows).hidden_BLD
     heads = model.head_params(params), known_head
-    found = chunked(some, heads, (hidden_BLD, known_BLD, batch.targets_BL), self.chunk)
-    return self._loss(*found, batch.weights_BL)
+    given = (hidden_BLD, known_BLD, batch.targets_BL)
+    kl_BL, text_BL = chunked(some, heads, given, self.chunk)
+    return self._loss(kl_BL, text_BL, batch.weights_BL)
 
   def cached(self, model: Any, params: Params, taught: Taught) -> tuple[Mean, dict[str, Mean]]:
     """Against the tokens that were kept, and all others as one."""
@@ -81,8 +82,8 @@ class Distillation(Config):
       return kl_BL, _negative_logprob(logits_BLV, targets_BL)
 
     given = (hidden_BLD, taught.ids_BLK, taught.logprobs_BLK, batch.targets_BL)
-    found = chunked(some, model.head_params(params), given, self.chunk)
-    return self._loss(*found, batch.weights_BL)
+    kl_BL, text_BL = chunked(some, model.head_params(params), given, self.chunk)
+    return self._loss(kl_BL, text_BL, batch.weights_BL)
 
   def keep(self, teacher: Any, params: Params, batch: Batch, k: int) -> Taught:
     """What `cached` needs of a teacher."""
