@@ -9,6 +9,7 @@ import numpy as np
 
 from lmjax.search.embed import Embedder, Progress
 from lmjax.search.ranking import (
+  LATE,
   Candidates,
   Ranking,
   candidates,
@@ -94,10 +95,12 @@ class Engine:
     """Method -> for each query, the ids of its first documents with their scores.
 
     `bm25` and `dense` rank all documents; `hybrid` their candidates, of which `reranked` puts the
-    first in another order.
+    first in another order, unless LATE weighs nothing: then it is the hybrid.
     """
     found = self.find(texts, vectors, ranking)
-    again = self.read_again(texts, found, ranking)
+    again, reranking = found, ranking.hybrid
+    if ranking.reranked[LATE]:
+      again, reranking = self.read_again(texts, found, ranking), ranking.reranked
     ranked: dict[str, list[Scores]] = {'bm25': [], 'dense': [], 'hybrid': [], 'reranked': []}
     for number, words in enumerate(self.score_words(texts, ranking)):
       for method, scores in (
@@ -108,7 +111,7 @@ class Engine:
         ranked[method].append(self._named(first[scores[first] > 0], scores[first]))
       for method, one, weights in (
         ('hybrid', found[number], ranking.hybrid),
-        ('reranked', again[number], ranking.reranked),
+        ('reranked', again[number], reranking),
       ):
         scores = weigh(one, weights)
         first = top(scores, KEPT)
