@@ -23,6 +23,7 @@ PATH_TO_LOSS = (
   ('lmjax/main.py', 'run'),
   ('lmjax/train/training.py', 'Training.run'),
   ('lmjax/train/pretrain.py', 'Pretrain.open'),
+  ('lmjax/train/pretrain.py', 'Pretraining.__init__'),
   ('lmjax/train/job.py', 'Job.__init__'),
   ('lmjax/train/job.py', 'Job.start'),
   ('lmjax/train/job.py', 'Job.compile_step'),

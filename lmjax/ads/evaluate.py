@@ -8,7 +8,7 @@ from lmjax.ads.policy import REASONS, judge_brief
 from lmjax.core.config import leaf
 from lmjax.core.errors import UserError, need
 from lmjax.core.task import Report, Task
-from lmjax.data.files import streams
+from lmjax.data.files import numbered_lines
 
 _SHAPE = '{"brief": {"product": "..."}, "allowed": false, "reason": "hate"}'
 
@@ -65,13 +65,7 @@ def measure_blocks(expected: list[str], decided: list[str]) -> dict[str, Any]:
 
 def read_briefs(path: str) -> list[Judged]:
   """The judged briefs of a JSONL file; UserError at the first row that is none."""
-  try:
-    text = ''.join(stream.read().decode() for _, stream in streams(path))
-  except UserError:
-    raise
-  except (OSError, EOFError, UnicodeDecodeError) as error:
-    raise UserError(f'--briefs={path} cannot be read: {error}: copy it again') from None
-  lines = [(number, line) for number, line in enumerate(text.split('\n'), 1) if line.strip()]
+  lines = numbered_lines('briefs', path)
   if not lines:
     raise UserError(f'--briefs={path} is empty: pass a JSONL file with a judged brief a line')
   return [_judged(path, number, line) for number, line in lines]

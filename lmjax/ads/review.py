@@ -19,7 +19,7 @@ from lmjax.core.config import from_json, leaf, part, to_json
 from lmjax.core.errors import UserError, nearest, need
 from lmjax.core.storage import at
 from lmjax.core.task import Report, Task, write_json
-from lmjax.data.files import matches, streams
+from lmjax.data.files import matches, numbered_lines
 from lmjax.models.classifier import NgramHash, inverse_frequency, linear_logits, weigh
 
 _CONFIG, _WEIGHTS = 'classifier.json', 'classifier.npz'
@@ -187,17 +187,10 @@ def read_labelled(paths: Sequence[str], positive: Sequence[str]) -> tuple[list[s
   need('positive', ','.join(positive), 'hate,offensive, the labels that are harmful')
   texts, labels = [], []
   for path in [found for named in paths for found in matches(named) or [named]]:
-    try:
-      lines = ''.join(stream.read().decode() for _, stream in streams(path)).split('\n')
-    except UserError:
-      raise
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-      raise UserError(f'--texts={path} cannot be read: {error}: copy it again') from None
-    for number, line in enumerate(lines, 1):
-      if line.strip():
-        text, label = _row(path, number, line)
-        texts.append(text)
-        labels.append(label)
+    for number, line in numbered_lines('texts', path):
+      text, label = _row(path, number, line)
+      texts.append(text)
+      labels.append(label)
   if unknown := [label for label in positive if label not in labels]:
     raise UserError(f'no text has the label {unknown[0]!r}: {nearest(unknown[0], set(labels))}')
   return texts, np.isin(np.array(labels), positive)

@@ -80,6 +80,21 @@ def streams(path: str) -> Generator[tuple[str, BinaryIO]]:
       yield path, file
 
 
+def numbered_lines(flag: str, path: str) -> list[tuple[int, str]]:
+  """(number from 1, line) of the lines of a text file, plain or compressed, that are not blank.
+
+  Raises:
+    UserError: it cannot be read, told with the `flag` that names it.
+  """
+  try:
+    text = ''.join(stream.read().decode() for _, stream in streams(path))
+  except UserError as error:
+    raise UserError(f'--{flag}={path}: {error}') from None
+  except (OSError, EOFError, UnicodeDecodeError) as error:
+    raise UserError(f'--{flag}={path} cannot be read: {error}: copy it again') from None
+  return [(number, line) for number, line in enumerate(text.split('\n'), 1) if line.strip()]
+
+
 def _posts_members(archive: zipfile.ZipFile, path: str) -> list[str]:
   """The members of `archive` to read: a platform's posts, else its only file."""
   infos = [

@@ -23,15 +23,9 @@ class Language(Config):
     """
     del rng
     output = model.apply(params, batch.tokens_BL, batch.segments_BL, batch.positions_BL)
-    likelihood = cross_entropy(
-      model.logits,
-      model.head_params(params),
-      output.hidden_BLD,
-      batch.targets_BL,
-      batch.weights_BL,
-      chunk=self.chunk,
-      z_loss=self.z_loss,
-    )
+    head, chunk = model.head_params(params), self.chunk
+    rows = (output.hidden_BLD, batch.targets_BL, batch.weights_BL)
+    likelihood = cross_entropy(model.logits, head, *rows, chunk=chunk, z_loss=self.z_loss)
     losses = [mean.total for name, mean in output.aux.items() if name.endswith('_loss')]
     loss = Mean(likelihood.total + sum(losses), likelihood.weight)
     return loss, {'loss': likelihood, **output.aux}

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from lmjax.core.errors import UserError
-from lmjax.data.files import streams
+from lmjax.data.files import numbered_lines
 
 MEASURES = {
   'map_at_5': 'AP@5',
@@ -95,15 +95,8 @@ def measure(
 
 def _rows(flag: str, path: str, shape: str) -> Iterator[tuple[int, dict[str, Any]]]:
   """(line's number, object with an id and a text)."""
-  try:
-    text = ''.join(stream.read().decode() for _, stream in streams(path))
-  except UserError:
-    raise
-  except (OSError, EOFError, UnicodeDecodeError) as error:
-    raise UserError(f'--{flag}={path} cannot be read: {error}: copy it again') from None
-  for number, line in enumerate(text.split('\n'), 1):
-    if line.strip():
-      yield number, _row(line, _wrong(flag, path, number, shape))
+  for number, line in numbered_lines(flag, path):
+    yield number, _row(line, _wrong(flag, path, number, shape))
 
 
 def _row(line: str, wrong: UserError) -> dict[str, Any]:

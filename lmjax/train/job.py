@@ -147,10 +147,8 @@ class Job:
     step = make_step(work.objective, self.model, self.tx, self.task.accumulate, work.assemble)
     agreement = Agreement(self.mesh, lambda: self.guard.stop_requested)
     thawed = dataclasses.replace(state, frozen=None)
-    layouts = (
-      jax.tree.map(lambda x: x.sharding, thawed),
-      NamedSharding(self.mesh, PartitionSpec()),
-    )
+    everywhere = NamedSharding(self.mesh, PartitionSpec())
+    layouts = (jax.tree.map(lambda x: x.sharding, thawed), everywhere)
     jitted = jax.jit(split_frozen(agreement.within(step)), donate_argnums=0, out_shardings=layouts)
     with self.ledger.measure('compile'):
       batch = work.abstract(self.feed.abstract())

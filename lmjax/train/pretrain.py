@@ -96,9 +96,8 @@ class Pretraining(Work):
     self.files = {'tokenizer.json': (self.shards[0].folder / 'tokenizer.json').read_bytes()}
     self.data = [shards.sha256 for shards in self.shards]
     self.notes = [note for shards in self.shards for note in shards.notes]
-    self.evaluator = Evaluator(
-      self.model, self.tokenizer, mesh, batch=task.batch, length=task.length
-    )
+    shape = {'batch': task.batch, 'length': task.length}
+    self.evaluator = Evaluator(self.model, self.tokenizer, mesh, **shape)
 
   def _model(self) -> Decoder:
     """The model for the tokenizer and the posts; refused where it cannot be."""

@@ -43,14 +43,10 @@ def make_step(
     before = jax.tree.map(_on_device, state.opt_state)
     updates, opt_state = tx.update(grads, before, state.params)
     params = optax.apply_updates(state.params, updates)
-    keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
-    state = dataclasses.replace(
-      state,
-      step=state.step + 1,
-      skipped=state.skipped + jnp.where(finite, 0, 1),
-      params=keep(params, state.params),
-      opt_state=keep(opt_state, before),
-    )
+    keep = lambda new, old: jnp.where(finite, new, old)
+    params, opt_state = jax.tree.map(keep, (params, opt_state), (state.params, before))
+    counts = {'step': state.step + 1, 'skipped': state.skipped + jnp.where(finite, 0, 1)}
+    state = dataclasses.replace(state, params=params, opt_state=opt_state, **counts)
     tokens = means.pop('tokens').total if 'tokens' in means else loss.weight
     metrics = {name: mean.value for name, mean in means.items()}
     return state, metrics | {'gradient_norm': norm, 'tokens': tokens, 'skipped': state.skipped}
