@@ -36,9 +36,11 @@ def posts_tiny() -> Pretrain:
       activation='relu2',
       qk_norm=PLAIN,
       embedding_norm=PLAIN,
+      head='untied',
       attention_block=32,
       dtype='bfloat16',
     ),
+    start='bigrams',
     objective=Language(chunk=32),
     checkpoint=Checkpoint(every_steps=100),
     optimizer=Muon(

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+import optax
 
 from lmjax.core import tree
 from lmjax.core.config import leaf, part
@@ -26,7 +27,7 @@ from lmjax.objectives.language import Language
 from lmjax.parallel import hosts
 from lmjax.parallel.accelerator import Preset
 from lmjax.parallel.sharding import check_mesh
-from lmjax.train import results
+from lmjax.train import bigrams, results
 from lmjax.train.evaluate import Evaluator
 from lmjax.train.header import decoder_lines, rows_text
 from lmjax.train.state import TrainState
@@ -48,6 +49,9 @@ class Pretrain(Training):
     'best_fit', 'Whole posts in the fullest row with room, or one after another and cut.'
   )
   model: Decoder = part(Decoder(), 'What is trained.')
+  start: Literal['random', 'bigrams'] = leaf(
+    'random', "First token table and head; bigrams: those of the posts' bigrams, if untied."
+  )
   objective: Language = part(Language(), 'What it is trained for.')
   evaluate_posts: int = leaf(
     500, 'Held-out posts of such an evaluation; the last uses all.', low=1, run=True
@@ -66,6 +70,11 @@ class Pretrain(Training):
     ):
       raise UserError(
         '--tokenizer and --vocab contradict: a file has its own vocabulary, drop --vocab'
+      )
+    if self.start == 'bigrams' and self.model.head == 'tied':
+      raise UserError(
+        'start=bigrams contradicts model.head=tied, what comes next needs vectors of its own: '
+        'pass --model.head=untied or --start=random'
       )
     model = self.model if self.text.tokenizer else self.model.with_vocab(self.text.vocab)
     rows = self.batch // self.accumulate
@@ -125,6 +134,15 @@ class Pretraining(Work):
     """Token ids of the posts of a part, one of each source in turn."""
     each = [shards.stream(part) for shards in self.shards]
     return (post for group in itertools.zip_longest(*each) for post in group if post is not None)
+
+  def begin(
+    self, tx: optax.GradientTransformation, seed: int, mesh: jax.sharding.Mesh
+  ) -> TrainState:
+    state = super().begin(tx, seed, mesh)
+    if self.task.start == 'random':
+      return state
+    marks = (self.tokenizer.start, self.tokenizer.end)
+    return bigrams.begin(state, self.posts('train'), marks, self.model, seed)
 
   def held_out(self) -> Iterator[np.ndarray]:
     return self.posts('held_out')
