@@ -35,7 +35,7 @@ class TimeToLoss(Task):
   seeds: tuple[int, ...] = leaf((0, 1, 2), 'One run of each side for each.', low=0)
   seconds: float = leaf(180.0, 'How long the peer trains, after compiling.', above=0.0)
   steps: tuple[int, ...] = leaf(
-    (75, 110, 150, 200, 270, 360, 480), 'Lengths of our run, tried in turn.', low=1
+    (45, 60, 80, 110, 150, 200, 270, 360, 480), 'Lengths of our run, tried in turn.', low=1
   )
   width: int = leaf(192, 'Width of the peer.', low=64)
   layers: int = leaf(3, 'Layers of the peer.', low=1)

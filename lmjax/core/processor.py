@@ -4,7 +4,10 @@ import functools
 import hashlib
 import os
 import platform
+import sys
 from pathlib import Path
+
+_TUNABLES = 'GLIBC_TUNABLES'
 
 
 def cores() -> int:
@@ -36,6 +39,17 @@ def multiplies_bf16() -> bool:
 def has_bf16(flags: str) -> bool:
   """Whether `flags` name AVX-512 BF16 or AMX of x86, or BF16 of Arm."""
   return not {'avx512_bf16', 'amx_bf16', 'bf16'}.isdisjoint(flags.split())
+
+
+def use_large_pages() -> None:
+  """Starts this command again with memory in pages of 2 MiB, where glibc can and nothing says else.
+
+  XLA's buffers are glibc's, and most Linux give large pages to those who ask. Steps of posts_tiny took
+  0.89 to 0.93 of the time (2 cores of an AMD EPYC, virtual, 2026-11-26). glibc reads it at the start only.
+  """
+  if platform.libc_ver()[0] == 'glibc' and _TUNABLES not in os.environ:
+    environment = {**os.environ, _TUNABLES: 'glibc.malloc.hugetlb=1'}
+    os.execve(sys.executable, sys.orig_argv, environment)
 
 
 def _lines(start: str) -> list[str]:
