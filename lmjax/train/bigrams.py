@@ -2,9 +2,9 @@
 
 What a block adds to the residual stream is zero at the start, so a fresh decoder is a log-bilinear bigram
 model: logits = head . norm(embed[token]). Instead of learning that in its first hundred steps it starts
-at the best one of its width: the bigrams' log-probabilities, smoothed by Kneser and Ney 1995, are a
-sparse matrix (what was seen) plus a function of the next token alone, and the sparse part is factored
-by a randomised SVD (Halko et al. 2011, arXiv:0909.4061), as word vectors are (Levy and Goldberg 2014).
+close to the best one of its width: the bigrams' log-probabilities, smoothed as Kneser and Ney did (1995),
+are a sparse matrix (what was seen) plus functions of one token alone, and the sparse part is factored by
+a randomised SVD (Halko et al. 2011, arXiv:0909.4061), as word vectors are (Levy and Goldberg 2014).
 
 V vocab, D width, P distinct pairs, K = D - 1 directions; the last one is for the next token alone.
 """
