@@ -1,6 +1,5 @@
 """Every test runs on 8 virtual CPU devices, with warnings as errors and no implicit rank promotion."""
 
-import fcntl
 import os
 import tempfile
 from pathlib import Path
@@ -23,27 +22,6 @@ jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
 
 # Tests that may be skipped, and why. .ci/run sets LMJAX_STRICT_SKIPS: any other skip is a failure there.
 _ALLOWED_SKIPS = Path(__file__).with_name('allowed_skips.txt')
-
-
-@pytest.fixture(scope='session')
-def made_once(tmp_path_factory):
-  """`made_once(name, make)`: a folder of that name that `make(folder)` filled, in one worker for all."""
-  shared = tmp_path_factory.getbasetemp()
-  if 'PYTEST_XDIST_WORKER' in os.environ:
-    shared = shared.parent
-
-  def get(name, make):
-    folder = shared / name
-    with (shared / f'{name}.lock').open('w') as lock:
-      fcntl.flock(lock, fcntl.LOCK_EX)
-      if not folder.exists():
-        with tempfile.TemporaryDirectory(dir=shared) as draft:
-          make(Path(draft))
-          os.rename(draft, folder)
-          os.mkdir(draft)
-    return folder
-
-  return get
 
 
 @pytest.hookimpl(wrapper=True)

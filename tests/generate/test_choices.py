@@ -18,7 +18,7 @@ def make_pairs(sizes):
   return [Pair(contexts[context], draw(continuation)) for context, continuation in sizes]
 
 
-@pytest.mark.parametrize('layout', ['scan', 'list'])
+@pytest.mark.parametrize('layout', ['scan', pytest.param('list', marks=pytest.mark.slow)])
 def test_continuations_of_a_shared_context_score_as_each_alone(layout):
   model = dataclasses.replace(MODEL, layout=layout)
   params = random_params(model)

@@ -59,6 +59,7 @@ def test_an_assets_name_is_its_file(tmp_path, monkeypatch):
   assert str(locate('smollm2-135m-instruct')) == 'smollm2-135m-instruct'
 
 
+@pytest.mark.slow
 def test_samples_are_drawn_of_weights_in_int8(folder, tmp_path):
   drawn = Sample(checkpoint=str(folder), weights='int8', samples=1, max_tokens=3).run(tmp_path)
   assert len(drawn['samples']) == 1

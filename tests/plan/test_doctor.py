@@ -130,6 +130,7 @@ def run_two(command, folder):
   return [process.returncode for process in processes], said
 
 
+@pytest.mark.slow
 def test_two_processes_that_share_no_folder_and_no_cache_are_told_so(tmp_path):
   flags = ['--experiment=doctor', '--deadline=6', '--disk_gb=0', '--memory_gb=0', '--megabytes=0.1']
   flags += [f'--workdir={tmp_path / "run"}', '--folder=here', '--hosts.processes=2']

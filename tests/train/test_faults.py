@@ -140,6 +140,7 @@ def test_a_kill_at_any_moment_changes_nothing(moments, unbroken, new_run):
   check_kills(new_run(), unbroken, moments)
 
 
+@pytest.mark.slow
 def test_what_a_kill_lost_is_counted_as_lost_work(new_run):
   run = new_run('--steps=2000', '--checkpoint.every_steps=1000')
   run.kill_at(at_ledger(1))

@@ -55,6 +55,7 @@ def test_two_processes_compute_what_one_does(new_run, one_process):
   assert 'step' not in run.log_of(1).read_text()  # the first alone prints
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_at_the_same_step(new_run):
   run = new_run('--mesh.data=2')
   with run.together(2) as processes:

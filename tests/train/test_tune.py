@@ -104,6 +104,7 @@ def test_a_model_learns_to_answer_and_is_found_again(base, tmp_path, lora):
     assert report['trainable_params'] < tree.count(start.params)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(base, tmp_path):
   task = TuneChat(**settings(base, 'chats.jsonl'))
   whole = run(task, tmp_path / 'whole', 'chat_sft_smol')
