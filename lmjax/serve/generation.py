@@ -8,6 +8,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, NamedTuple
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -151,11 +152,11 @@ class Shown:
         reason = 'content_filter' if number in self._refused else event.reason
         self._check(number, reason)
         if number not in self._refused:
-          yield self._last(number, reason)
+          yield await self._last(number, reason)
       elif number not in self._refused:
         self._texts[number] += event.text
         self._drawn[number] += event.drawn
-        part = self._next(number)
+        part = await self._next(number)
         if part is not None:
           yield part
 
@@ -185,19 +186,19 @@ class Shown:
     if reason == 'cancelled':
       raise Gone
 
-  def _next(self, number: int) -> Part | None:
+  async def _next(self, number: int) -> Part | None:
     text = self._texts[number]
     stop = len(text)
     if self._service.moderation is not None:
       ends = [match.end() for match in _SENTENCE.finditer(text)]
       stop = max([0, *ends])
-      if stop > self._shown[number] and self._is_refused(number, text[:stop]):
+      if stop > self._shown[number] and await self._is_refused(number, text[:stop]):
         return Part(number, REFUSAL, [], 'content_filter')
     return self._part(number, stop, None) if stop > self._shown[number] else None
 
-  def _last(self, number: int, reason: str) -> Part:
+  async def _last(self, number: int, reason: str) -> Part:
     text = self._texts[number]
-    if len(text) > self._shown[number] and self._is_refused(number, text):
+    if len(text) > self._shown[number] and await self._is_refused(number, text):
       return Part(number, REFUSAL, [], 'content_filter')
     return self._part(number, len(text), reason)
 
@@ -207,8 +208,11 @@ class Shown:
     self._shown[number] = stop
     return part
 
-  def _is_refused(self, number: int, text: str) -> bool:
-    why = self._service.refuses(text, 'output')
+  async def _is_refused(self, number: int, text: str) -> bool:
+    if self._service.moderation is None:
+      return False
+    # It may be slow, and meanwhile others are answered and clients that go are noticed.
+    why = await run_in_threadpool(self._service.refuses, text, 'output')
     if why is None:
       return False
     self._entry.setdefault('refused', []).append({'side': 'output', 'why': why})

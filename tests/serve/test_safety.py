@@ -4,6 +4,8 @@ import asyncio
 import json
 import re
 import socket
+import struct
+import threading
 import time
 
 import httpx2 as httpx
@@ -115,19 +117,40 @@ def test_metrics_count_what_was_done(http):
   assert float(after['lmjax_queue']) == 0
 
 
-def test_a_client_that_vanishes_frees_its_row(service, address):
-  for stream in (True, False):
-    body = json.dumps(
-      {**BODY, 'max_tokens': 200, 'stream': stream, 'logit_bias': {'1': -100}}
-    ).encode()
-    head = f'POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n'
-    host, port = address.removeprefix('http://').split(':')
-    with socket.create_connection((host, int(port))) as sock:
-      sock.sendall(f'{head}content-length: {len(body)}\r\n\r\n'.encode() + body)
-      wait_for(lambda: service.engine.running == 1)
-    steps = service.engine.counts.steps
-    wait_for(lambda: service.engine.running == 0)
-    assert service.engine.counts.steps - steps < 100
+@pytest.mark.parametrize('stream', [True, False], ids=['streamed', 'whole'])
+@pytest.mark.parametrize('reset', [True, False], ids=['reset', 'closed'])
+def test_a_client_that_vanishes_has_no_slot_in_the_next_step(
+  service, address, monkeypatch, stream, reset
+):
+  steps, held, going = [], threading.Event(), threading.Event()
+
+  def watch(step):
+    steps.append(step)
+    if len(steps) == 20:
+      held.set()
+      assert going.wait(20)
+
+  monkeypatch.setattr(service.engine, '_watch', watch)
+  with socket.create_connection(address.removeprefix('http://').split(':')) as sock:
+    if reset:
+      sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+    # More answers than rows, so that some wait.
+    ask_raw(sock, {**BODY, 'n': 6, 'max_tokens': 200, 'stream': stream, 'logit_bias': {'1': -100}})
+    assert held.wait(20)
+    assert len(steps[-1].spans) == service.engine.running == 4
+    asked = service.engine._scheduler.requests()
+    assert len(asked) == 6
+  wait_for(lambda: all(request.cancelled for request in asked))  # while that step goes on
+  going.set()
+  wait_for(lambda: service.engine.running + service.engine.waiting == 0)
+  assert steps[20].spans == []
+  assert [why for _, _, why in steps[20].ended] == ['cancelled'] * 6
+
+
+def ask_raw(sock, body):
+  content = json.dumps(body).encode()
+  head = f'POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n'
+  sock.sendall(f'{head}content-length: {len(content)}\r\n\r\n'.encode() + content)
 
 
 def wait_for(condition, seconds=20):
@@ -239,6 +262,25 @@ def test_what_the_moderation_refuses_is_answered_with_a_refusal(tmp_path):
   refused = [line['refused'] for line in lines(tmp_path) if 'refused' in line]
   assert [r[0]['side'] for r in refused] == ['input', 'output', 'output', 'input']
   assert refused[1][0]['why'] == 'cats in the output'
+
+
+def test_others_are_answered_while_the_moderation_thinks(tmp_path):
+  thinking, told = threading.Event(), threading.Event()
+
+  def moderation(text, side):
+    if side == 'output':
+      thinking.set()
+      assert told.wait(20)
+
+  with serving(make_service(moderation=moderation), tmp_path) as address:
+    asked = threading.Thread(target=ask, args=[make_client(address)])
+    asked.start()
+    try:
+      assert thinking.wait(20)
+      assert httpx.get(f'{address}/health').status_code == 200
+    finally:
+      told.set()
+      asked.join()
 
 
 def test_what_is_no_request_goes_through():
