@@ -136,6 +136,7 @@ class Engine:
     vocab: int,
     batching: Batching,
     slots: int,
+    int8_cache: bool = False,
     mesh: jax.sharding.Mesh | None = None,
     watch: Callable[[Step], None] | None = None,
   ) -> None:
@@ -145,6 +146,7 @@ class Engine:
       model, params: from `prepare`, which is fastest, or as they were trained, on `mesh` if given.
       vocab: ids from here on are padding of the model's table and are never drawn.
       slots: tokens that a sequence has room for.
+      int8_cache: keys and values are kept in int8, with a scale for each token and head.
       watch: is told of every step before it is computed.
     """
     self.slots, self.counts = slots, Counts()
@@ -161,7 +163,7 @@ class Engine:
     )
     self._sizes = _sizes(batching.chunk)
     self._rows, self._wanted, self._watch = batching.rows, wanted, watch
-    self._cache = self._empty_cache(batching.rows)
+    self._cache = self._empty_cache(batching.rows, int8_cache)
     self._change = threading.Condition()
     self._thread: threading.Thread | None = None
     self._stopping = False
@@ -170,6 +172,11 @@ class Engine:
   def capacity(self) -> int:
     """Tokens that the cache has room for."""
     return self.slots * self._rows
+
+  @property
+  def cache_bytes(self) -> int:
+    """Of all keys and values that there is room for."""
+    return sum(x.nbytes for x in jax.tree.leaves(self._cache))
 
   @property
   def waiting(self) -> int:
@@ -369,8 +376,8 @@ class Engine:
     scanned = self._model.layout == 'scan'
     self._cache = copy_row(scanned, self._cache, np.int32(source), np.int32(target))
 
-  def _empty_cache(self, rows: int):
-    cache = self._model.init_cache(rows, self.slots)
+  def _empty_cache(self, rows: int, int8: bool):
+    cache = self._model.init_cache(rows, self.slots, int8)
     if self._mesh is None:
       return cache
     where = jax.NamedSharding(self._mesh, spec(cache_dims(self._model)))

@@ -294,15 +294,21 @@ class Decoder(Config):
     name = 'embed' if self.head == 'tied' else 'head'
     return {name: params[name]}
 
-  def init_cache(self, batch: int, slots: int) -> Cache:
-    """Empty keys and values of every layer for `batch` posts of up to `slots` tokens."""
+  def init_cache(self, batch: int, slots: int, int8: bool = False) -> Cache:
+    """Empty keys and values of every layer for `batch` posts of up to `slots` tokens.
+
+    `int8`: they are rounded, with an f32 scale for each token and head.
+    """
     if self.positions is not None and slots > self.positions:
       raise UserError(
         f'{slots} tokens of a post are more than the model.positions={self.positions} that were '
         'learnt: give it a shorter prompt, or ask for fewer tokens'
       )
     shape = (batch, slots, self.kv_heads, self.head_dim)
-    empty = lambda: {'k': jnp.zeros(shape, self.dtype), 'v': jnp.zeros(shape, self.dtype)}
+    kept: dict[str, Any] = dict.fromkeys(('k', 'v'), (shape, 'int8' if int8 else self.dtype))
+    if int8:
+      kept |= dict.fromkeys(('k_scale', 'v_scale'), ((*shape[:-1], 1), 'float32'))
+    empty = lambda: {name: jnp.zeros(*like) for name, like in kept.items()}
     layers = {'layers': {str(i): empty() for i in range(self.layers)}}
     return tree.stack(layers)['layers'] if self.layout == 'scan' else layers['layers']
 

@@ -1,5 +1,6 @@
 // Two products that XLA:CPU is slow at, for decoding: a few rows times a matrix stored a row an
-// output in f32, bf16 or int8, and attention of one new token over a cache. Built by native.py.
+// output in f32, bf16 or int8, and attention of one new token over a cache in f32 or int8. Built by
+// native.py.
 //
 // T rows (tokens), I inputs, O outputs; B batch, M cache slots, H query heads, G key/value heads, K
 // head dim. All sums are f32.
@@ -201,62 +202,111 @@ ffi::Error ProductHandler(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::An
   }
 }
 
-// What the R query heads of one key/value head see: softmax(scores) v, over filled slots alone.
-void Attend(const Matrix<float>& keys, const float* values, const float* q, float* y, int64_t R,
-            float scale, float softcap) {
-  const int64_t slots = keys.O, K = keys.I;
+// A cache of keys and values [rows, M, G, K] in f32, or in int8 with scales f32 [rows, M, G, 1].
+template <typename C>
+struct Cache {
+  C *keys, *values;
+  float *key_scales, *value_scales;  // or null
+  int64_t M, G, K;
+};
+
+// Puts a key or a value where a cache has it.
+void Store(const float* x, int64_t K, float* to, float*) { std::copy_n(x, K, to); }
+void Store(const float* x, int64_t K, int8_t* to, float* scale) {
+  float most = 0;
+  for (int64_t k = 0; k < K; ++k) most = std::max(most, std::fabs(x[k]));
+  *scale = most / 127;
+  for (int64_t k = 0; k < K; ++k) to[k] = most ? std::nearbyint(x[k] / *scale) : 0;
+}
+
+// What the R query heads of one key/value head see: softmax(scores) v over `slots` slots, of which
+// the first is the `first`-th key of the cache.
+template <typename C>
+void Attend(const Cache<C>& cache, int64_t first, int64_t slots, const float* q, float* y,
+            int64_t R, float scale, float softcap) {
+  const int64_t K = cache.K, G = cache.G;
+  const Matrix<C> keys = {cache.keys + first * K, slots, K, G * K, nullptr, K};
+  const C* values = cache.values + first * K;
+  const float* key_scales = cache.key_scales ? cache.key_scales + first : nullptr;
+  const float* value_scales = cache.value_scales ? cache.value_scales + first : nullptr;
   std::vector<float> scores(R * slots);
   Multiply(keys, 0, slots, q, scores.data(), R);
   for (int64_t r = 0; r < R; ++r) {
     float *p = scores.data() + r * slots, *sum = y + r * K;
     float most = -std::numeric_limits<float>::infinity(), total = 0;
     for (int64_t m = 0; m < slots; ++m) {
-      p[m] *= scale;
+      p[m] *= key_scales ? scale * key_scales[m * G] : scale;
       if (softcap) p[m] = softcap * std::tanh(p[m] / softcap);
       most = std::max(most, p[m]);
     }
     std::fill(sum, sum + K, 0.0f);
     for (int64_t m = 0; m < slots; ++m) {
-      const float weight = std::exp(p[m] - most);
+      float weight = std::exp(p[m] - most);
       total += weight;
-      for (int64_t k = 0; k < K; ++k) sum[k] += weight * values[m * keys.stride + k];
+      if (value_scales) weight *= value_scales[m * G];
+      const C* v = values + m * G * K;
+      int64_t k = 0;
+      for (; k + kLanes <= K; k += kLanes) *reinterpret_cast<F32*>(sum + k) += weight * Load(v + k);
+      for (; k < K; ++k) sum[k] += weight * Scalar(v[k]);
     }
     for (int64_t k = 0; k < K; ++k) sum[k] /= total;
   }
 }
 
+typedef ffi::Buffer<ffi::F32> Floats;
+typedef ffi::Buffer<ffi::S32> Ints;
+
 // q [B, H, K], new keys and values [B, G, K], the row i32 [B] of the caches they are of, the position
-// i32 [B] they stand at, the slot i32 [B] to write (M: none), caches [rows, M, G, K] -> y [B, H, K] and
-// the caches, in place. All else is f32. All is written before any token attends, so several of one
-// row may come at once.
-ffi::Error AttendHandler(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> q, ffi::Buffer<ffi::F32> k,
-                         ffi::Buffer<ffi::F32> v, ffi::Buffer<ffi::S32> row,
-                         ffi::Buffer<ffi::S32> position, ffi::Buffer<ffi::S32> slot,
-                         ffi::Buffer<ffi::F32>, ffi::Buffer<ffi::F32>,
-                         ffi::ResultBuffer<ffi::F32> y, ffi::ResultBuffer<ffi::F32> keys,
-                         ffi::ResultBuffer<ffi::F32> values, float scale, float softcap,
-                         int64_t window) {  // softcap and window: 0 is none
-  const auto shape = keys->dimensions();
-  const int64_t B = q.dimensions()[0], M = shape[1], G = shape[2], K = shape[3];
-  const int64_t R = q.dimensions()[1] / G;
+// i32 [B] they stand at, the slot i32 [B] to write (M: none) -> y [B, H, K] and the cache, in place.
+// All is written before any token attends, so several of one row may come at once. softcap and
+// window: 0 is none.
+template <typename C>
+ffi::Error AttendAll(ffi::ThreadPool pool, const Floats& q, const Floats& k, const Floats& v,
+                     const Ints& row, const Ints& position, const Ints& slot, float* y,
+                     const Cache<C>& cache, float scale, float softcap, int64_t window) {
+  const int64_t M = cache.M, G = cache.G, K = cache.K;
+  const int64_t B = q.dimensions()[0], R = q.dimensions()[1] / G;
   for (int64_t b = 0; b < B; ++b) {
     const int64_t write = slot.typed_data()[b];
     if (write >= M) continue;
-    const int64_t to = (row.typed_data()[b] * M + write) * G * K;
-    std::copy_n(k.typed_data() + b * G * K, G * K, keys->typed_data() + to);
-    std::copy_n(v.typed_data() + b * G * K, G * K, values->typed_data() + to);
+    for (int64_t g = 0; g < G; ++g) {
+      const int64_t from = (b * G + g) * K, to = (row.typed_data()[b] * M + write) * G + g;
+      Store(k.typed_data() + from, K, cache.keys + to * K, cache.key_scales + to);
+      Store(v.typed_data() + from, K, cache.values + to * K, cache.value_scales + to);
+    }
   }
   Parallel(pool, B * G, [&](int64_t i) {
     const int64_t b = i / G, last = position.typed_data()[b];
-    const int64_t from = (row.typed_data()[b] * M * G + i % G) * K;
-    const float *ks = keys->typed_data() + from, *vs = values->typed_data() + from;
     const int64_t first = window ? std::max<int64_t>(0, last - window + 1) : 0;
-    const int64_t slots = std::min(last, M - 1) - first + 1;
-    const Matrix<float> seen = {ks + first * G * K, slots, K, G * K, nullptr, K};
-    Attend(seen, vs + first * G * K, q.typed_data() + i * R * K, y->typed_data() + i * R * K, R,
-           scale, softcap);
+    const int64_t key = (row.typed_data()[b] * M + first) * G + i % G;
+    Attend(cache, key, std::min(last, M - 1) - first + 1, q.typed_data() + i * R * K,
+           y + i * R * K, R, scale, softcap);
   });
   return ffi::Error::Success();
+}
+
+ffi::Error AttendHandler(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Ints row, Ints position,
+                         Ints slot, Floats, Floats, ffi::Result<Floats> y, ffi::Result<Floats> keys,
+                         ffi::Result<Floats> values, float scale, float softcap, int64_t window) {
+  const auto shape = keys->dimensions();
+  const Cache<float> cache = {
+      keys->typed_data(), values->typed_data(), nullptr, nullptr, shape[1], shape[2], shape[3]};
+  return AttendAll(pool, q, k, v, row, position, slot, y->typed_data(), cache, scale, softcap,
+                   window);
+}
+
+ffi::Error AttendInt8Handler(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Ints row,
+                             Ints position, Ints slot, ffi::Buffer<ffi::S8>, ffi::Buffer<ffi::S8>,
+                             Floats, Floats, ffi::Result<Floats> y,
+                             ffi::ResultBuffer<ffi::S8> keys, ffi::ResultBuffer<ffi::S8> values,
+                             ffi::Result<Floats> key_scales, ffi::Result<Floats> value_scales,
+                             float scale, float softcap, int64_t window) {
+  const auto shape = keys->dimensions();
+  const Cache<int8_t> cache = {keys->typed_data(),         values->typed_data(),
+                               key_scales->typed_data(),   value_scales->typed_data(),
+                               shape[1], shape[2], shape[3]};
+  return AttendAll(pool, q, k, v, row, position, slot, y->typed_data(), cache, scale, softcap,
+                   window);
 }
 
 }  // namespace
@@ -269,20 +319,40 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(LmjaxProduct, ProductHandler,
                                   .Arg<ffi::Buffer<ffi::F32>>()
                                   .Ret<ffi::Buffer<ffi::F32>>());
 
+// What both caches are called with, before them.
+auto Tokens() {
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
+      .Arg<Floats>()
+      .Arg<Floats>()
+      .Arg<Floats>()
+      .Arg<Ints>()
+      .Arg<Ints>()
+      .Arg<Ints>();
+}
+
 XLA_FFI_DEFINE_HANDLER_SYMBOL(LmjaxAttend, AttendHandler,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Ret<ffi::Buffer<ffi::F32>>()
-                                  .Ret<ffi::Buffer<ffi::F32>>()
-                                  .Ret<ffi::Buffer<ffi::F32>>()
+                              Tokens()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Ret<Floats>()
+                                  .Ret<Floats>()
+                                  .Ret<Floats>()
+                                  .Attr<float>("scale")
+                                  .Attr<float>("softcap")
+                                  .Attr<int64_t>("window"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(LmjaxAttendInt8, AttendInt8Handler,
+                              Tokens()
+                                  .Arg<ffi::Buffer<ffi::S8>>()
+                                  .Arg<ffi::Buffer<ffi::S8>>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Ret<Floats>()
+                                  .Ret<ffi::Buffer<ffi::S8>>()
+                                  .Ret<ffi::Buffer<ffi::S8>>()
+                                  .Ret<Floats>()
+                                  .Ret<Floats>()
                                   .Attr<float>("scale")
                                   .Attr<float>("softcap")
                                   .Attr<int64_t>("window"));

@@ -14,6 +14,7 @@ import logging
 import os
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -27,7 +28,11 @@ MOST_ROWS = 32  # of a product; from here on converting the weights is worth it
 
 _SOURCE = Path(__file__).with_name('native.cc')
 _FLAGS = ('-O3', '-march=native', '-std=c++17', '-shared', '-fPIC', '-w')
-_HANDLERS = {'lmjax_product': 'LmjaxProduct', 'lmjax_attend': 'LmjaxAttend'}
+_HANDLERS = {
+  'lmjax_product': 'LmjaxProduct',
+  'lmjax_attend': 'LmjaxAttend',
+  'lmjax_attend_int8': 'LmjaxAttendInt8',
+}
 
 
 @functools.cache
@@ -88,13 +93,12 @@ def attend(
   row_B: jax.Array,
   position_B: jax.Array,
   slot_B: jax.Array,
-  k_SMGK: jax.Array,
-  v_SMGK: jax.Array,
+  cache: Mapping[str, jax.Array],
   *,
   window: int,
   scale: float,
   softcap: float | None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, dict[str, jax.Array]]:
   """New tokens, each against its row of the cache, which is written in place first.
 
   Args:
@@ -102,19 +106,24 @@ def attend(
     row_B: i32, the row of the cache that each token is of; several may be of one.
     position_B: i32, the slots up to it are seen, within the window.
     slot_B: i32, where the new key and value go; M: nowhere.
-    k_SMGK, v_SMGK: the cache, f32.
+    cache: k and v [S, M, G, K] in f32, or in int8 with f32 k_scale and v_scale [S, M, G, 1].
     window, scale, softcap: as in `ops.attention`.
 
   Returns:
     y_BHK in f32 and the cache.
   """
   like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
+  names = ('k', 'v', 'k_scale', 'v_scale') if 'k_scale' in cache else ('k', 'v')
+  kept = [cache[name] for name in names]
   call = jax.ffi.ffi_call(
-    'lmjax_attend', (like(q_BHK), like(k_SMGK), like(v_SMGK)), input_output_aliases={6: 1, 7: 2}
+    'lmjax_attend_int8' if 'k_scale' in cache else 'lmjax_attend',
+    (like(q_BHK), *map(like, kept)),
+    input_output_aliases={6 + i: 1 + i for i in range(len(kept))},
   )
-  return call(
-    *(q_BHK, k_BGK, v_BGK, row_B, position_B, slot_B, k_SMGK, v_SMGK),
+  y_BHK, *kept = call(
+    *(q_BHK, k_BGK, v_BGK, row_B, position_B, slot_B, *kept),
     scale=np.float32(scale),
     softcap=np.float32(softcap or 0.0),
     window=np.int64(window),
-  )  # type: ignore[return-value]
+  )
+  return y_BHK, dict(zip(names, kept, strict=True))

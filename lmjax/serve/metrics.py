@@ -55,6 +55,7 @@ class _OfEngine(Collector):
       'lmjax_cache_tokens', 'Tokens that may be taken over.', engine.cached_tokens
     )
     yield GaugeMetricFamily('lmjax_cache_capacity_tokens', 'Room for tokens.', engine.capacity)
+    yield GaugeMetricFamily('lmjax_cache_bytes', 'Of all keys and values.', engine.cache_bytes)
     for name, doc, value in (
       ('steps', 'Steps of the engine.', counts.steps),
       ('busy_seconds', 'Seconds that steps took.', counts.busy_seconds),

@@ -63,6 +63,7 @@ class Service:
     limits: Limits,
     sampler: Sampler,
     int8: bool = False,
+    int8_cache: bool = False,
     mesh: jax.sharding.Mesh | None = None,
     moderation: Moderation | None = None,
   ) -> None:
@@ -71,6 +72,7 @@ class Service:
     Args:
       name: what the API calls it.
       sampler: where a request does not say how to draw.
+      int8, int8_cache: weights, and keys and values, are kept in int8.
       moderation: looks at what is asked and answered, or None.
 
     Raises:
@@ -94,6 +96,7 @@ class Service:
       vocab=loaded.tokenizer.vocab,
       batching=batching,
       slots=min(made_for),
+      int8_cache=int8_cache,
       mesh=mesh,
     )
     self.ready = False

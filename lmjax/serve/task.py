@@ -35,6 +35,9 @@ class Serving(Task):
   weights: Literal['trained', 'int8'] = leaf(
     'trained', 'As they were trained, or in int8 with a scale for every 32: a quarter to read.'
   )
+  kv: Literal['computed', 'int8'] = leaf(
+    'computed', 'Keys and values as computed, or in int8 with a scale for each token and head.'
+  )
   sampler: Sampler = part(Sampler(temperature=0.2, top_p=0.9), 'Where a request does not say.')
   batching: Batching = part(Batching(), 'How sequences share the machine.')
   mesh: Mesh = part(Mesh(), 'Devices that share each sequence: mesh.tensor alone.', run=True)
@@ -61,6 +64,7 @@ class Serving(Task):
       limits=limits,
       sampler=self.sampler,
       int8=self.weights == 'int8',
+      int8_cache=self.kv == 'int8',
       mesh=mesh,
       moderation=moderation,
     )

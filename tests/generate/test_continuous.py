@@ -113,6 +113,27 @@ def test_guesses_and_kept_beginnings_change_nothing(model):
   assert engine.counts.steps < plain.counts.steps + 20
 
 
+@pytest.mark.parametrize('kind', ['scan', 'prepared'])
+def test_keys_and_values_in_int8_are_close_and_take_less(kind, prepared):
+  model, params = prepared if kind == 'prepared' else (MODELS[kind], None)
+  prompts = make_prompts((5, 33, 12, 40, 20, 28, 8, 16))
+  settings = Settings(sampler=GREEDY, alternatives=VOCAB)
+  engines = [make_engine(model, params, int8_cache=int8) for int8 in (False, True)]
+  exact, rounded = (finish(e, [make_request(p, settings) for p in prompts]) for e in engines)
+  errors, same, count = [], 0, 0
+  for a, b in zip(exact, rounded, strict=True):
+    count += len(a.tokens)
+    for one, other in zip(a.drawn, b.drawn, strict=False):
+      likely, also = dict(one.alternatives), dict(other.alternatives)
+      errors.append(max(abs(likely[token] - also[token]) for token in likely))
+      if one.token != other.token:
+        break
+      same += 1
+  assert 0 < max(errors) < 0.1
+  assert same >= 0.9 * count
+  assert engines[1].cache_bytes <= 0.5 * engines[0].cache_bytes
+
+
 def test_a_request_cancelled_leaves_within_a_step_and_another_takes_its_row(model):
   steps = []
   engine = make_engine(model, batching=dataclasses.replace(SIZES, rows=1), watch=steps.append)

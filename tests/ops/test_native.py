@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax.models.attention import cache_mask, write_cache
+from lmjax.models.attention import cache_mask, read_cache, round_int8, write_cache
 from lmjax.ops import attention, native
 from lmjax.ops.dot import dot
 from lmjax.ops.packed import Packed, packed_dot, unpack
@@ -73,29 +73,33 @@ def test_a_packed_weight_gives_what_the_unpacked_one_does(kind, rows):
 @needs_kernels
 @pytest.mark.parametrize('window', [0, 3])
 @pytest.mark.parametrize('softcap', [None, 2.0])
-def test_attention_to_the_cache_is_the_reference(window, softcap):
+@pytest.mark.parametrize('kind', ['float32', 'int8'])
+def test_attention_to_the_cache_is_the_reference(window, softcap, kind):
   S, M, H, G, K = 4, 9, 6, 2, 10
   B = 5  # of which three are of one row, and one is written nowhere
   rng = np.random.default_rng(0)
   array = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
   q, k, v = array(B, 1, H, K), array(B, 1, G, K), array(B, 1, G, K)
   rows = jnp.array([3, 0, 2, 0, 0])
-  cache = {'k': array(S, M, G, K), 'v': array(S, M, G, K), 'row': rows}
+  cache = {'k': array(S, M, G, K), 'v': array(S, M, G, K)}
+  if kind == 'int8':
+    rounded = {name: round_int8(x) for name, x in cache.items()}
+    cache = {name: values for name, (values, _) in rounded.items()}
+    cache |= {f'{name}_scale': scale for name, (_, scale) in rounded.items()}
   positions, segments = jnp.array([[0], [8], [5], [6], [7]]), jnp.array([[1], [1], [0], [1], [1]])
   same = {'scale': 0.3, 'softcap': softcap}
-  written = write_cache(cache, k, v, segments, positions)
+  written = write_cache({**cache, 'row': rows}, k, v, segments, positions)
   mask = cache_mask(positions, M, window)
-  seen = written['k'][rows], written['v'][rows]
+  seen = [x[rows] for x in read_cache(written)]
   expected = attention.attend(q, *seen, mask, **same)[:, 0]
   slots = jnp.where(segments > 0, positions, M)[:, 0]
   new = q[:, 0], k[:, 0], v[:, 0], rows, positions[:, 0], slots
-  step = jax.jit(
-    lambda k, v: native.attend(*new, k, v, window=window, **same), donate_argnums=(0, 1)
-  )
-  y, keys, values = step(cache['k'] + 0, cache['v'] + 0)
+  step = jax.jit(lambda cache: native.attend(*new, cache, window=window, **same), donate_argnums=0)
+  y, found = step(jax.tree.map(jnp.copy, cache))
   assert_close(y, expected)
-  np.testing.assert_array_equal(keys, written['k'])
-  np.testing.assert_array_equal(values, written['v'])
+  assert found.keys() == cache.keys()
+  for name, x in found.items():
+    np.testing.assert_allclose(x, written[name], rtol=1e-6, err_msg=name)
 
 
 def test_without_a_compiler_one_line_says_so_and_products_are_the_same(without_compiler, caplog):
