@@ -128,5 +128,19 @@ def test_a_server_is_measured(address):
   cell = bench.measure(address, [(0.01 * n, body) for n in range(4)])
   assert (cell.tokens, len(cell.firsts), cell.shed, cell.errors) == (32, 4, 0, 0)
   assert cell.summary()['ttft_p99_ms'] >= cell.summary()['ttft_p50_ms'] > 0
+  assert min(cell.wholes) >= min(cell.firsts)
   wrong = bench.measure(address, [(0.0, {**body, 'max_tokens': 0})])
   assert (wrong.errors, wrong.tokens) == (1, 0)
+  assert wrong.summary()['ttft_p99_ms'] is None
+
+
+def test_overload_and_memory_are_measured(address):
+  task = bench.BenchServe(tokens=24, requests=1, gap_seconds=0.2, overload=4, soak_minutes=0.005)
+  found = task._measure_overload(address, ['a', 'b c'])
+  assert (found['requests'], found['errors']) == (64, 0)
+  assert 0 < found['shed'] < 1
+  assert found['p99_ratio'] > 0
+  soaked = task._soak(bench.Server(address, os.getpid()), ['a', 'b c'])
+  assert soaked['errors'] == 0
+  assert soaked['tokens'] > 0
+  assert soaked['last_bytes'] > 1e8
