@@ -200,9 +200,7 @@ class Engine:
         R = len(drawn)
         settings = [(Settings(), 0)] * R
         shaped_RV = _shape(logits_RV, *_shaping([None] * R, R, logits_RV.shape[1]))
-        jax.block_until_ready(
-          (_draw(logits_RV, _draws(settings)), _draw(shaped_RV, _draws(settings)))
-        )
+        jax.block_until_ready(_draw(shaped_RV, logits_RV, _draws(settings)))
         jax.block_until_ready(_alternatives(logits_RV))
         yield number, len(self._sizes)
       self._copy(0, 0)
@@ -318,14 +316,12 @@ class Engine:
     if not all(running.request.settings.plain for running, _ in owners):
       whose = [running for running, _ in owners]
       shaped_RV = _shape(logits_RV, *_shaping(whose, R, logits_RV.shape[1]))
-    token_R = _draw(shaped_RV, draws)
-    logprob_R = _logprobs(logits_RV, token_R)
-    return _Drawing(np.asarray(token_R).tolist(), np.asarray(logprob_R).tolist(), logits_RV)
+    token_R, logprob_R = jax.device_get(_draw(shaped_RV, logits_RV, draws))
+    return _Drawing(token_R.tolist(), logprob_R.tolist(), logits_RV)
 
   def _advance(self, span: Span, drawing: _Drawing, first: int) -> None:
     """Hands a span's new tokens over, and ends its sequence where it is done."""
     running, request = span.running, span.running.request
-    settings: Settings = request.settings
     with self._change:
       new = self._scheduler.advance(span, drawing.tokens[first : first + span.wanted])
     self.counts.added_tokens += len(new)
@@ -334,24 +330,29 @@ class Engine:
     self.counts.prompt_tokens += 0 if span.start >= len(request.prompt) else len(span.tokens)
     if span.start == running.reused:  # its first
       self.counts.reused_tokens += running.reused
-    reason = ''
-    for place, token in enumerate(new, first):
-      if settings.constraint is not None and settings.constraint.accept(token):
-        reason = 'stop'
-      if token in request.ends:
-        reason = 'stop'
-        break
-      drawn = Drawn(token, drawing.logprobs[place], self._likeliest(drawing, place, settings))
-      if request.listener.token(drawn):
-        reason = 'stop'
-      if reason:
-        break
+    try:
+      reason = self._tell(request, new, drawing, first)
+    except Exception:  # of its constraint or listener: the others go on
+      logging.getLogger(__name__).exception('a request has failed')
+      reason = 'error'
     if new and not reason and running.added >= request.max_tokens:
       reason = 'length'
     if reason:
       with self._change:
         self._scheduler.finish(running)
       request.listener.end(reason, _usage(request, running))
+
+  def _tell(self, request: Request, new: Sequence[int], drawing: _Drawing, first: int) -> str:
+    """Tells a request its new tokens, from the `first`-th drawn on; 'stop' where it is done."""
+    settings: Settings = request.settings
+    for place, token in enumerate(new, first):
+      done = settings.constraint is not None and settings.constraint.accept(token)
+      if token in request.ends:
+        return 'stop'
+      drawn = Drawn(token, drawing.logprobs[place], self._likeliest(drawing, place, settings))
+      if request.listener.token(drawn) or done:
+        return 'stop'
+    return ''
 
   def _likeliest(
     self, drawing: _Drawing, place: int, settings: Settings
@@ -399,14 +400,11 @@ def _forward(model, vocab, params, cache, tokens_T, rows_T, positions_T, segment
 
 
 @jax.jit
-def _draw(logits_RV: jax.Array, draws: Draws) -> jax.Array:
-  return draw(logits_RV, draws)
-
-
-@jax.jit
-def _logprobs(logits_RV: jax.Array, token_R: jax.Array) -> jax.Array:
+def _draw(shaped_RV: jax.Array, logits_RV: jax.Array, draws: Draws) -> tuple[jax.Array, jax.Array]:
+  """Tokens i32 [R] drawn from the shaped logits, and their log-probabilities by the model's own."""
+  token_R = draw(shaped_RV, draws)
   chosen_R1 = jnp.take_along_axis(logits_RV, token_R[:, None], axis=1)
-  return chosen_R1[:, 0] - jax.nn.logsumexp(logits_RV, axis=1)
+  return token_R, chosen_R1[:, 0] - jax.nn.logsumexp(logits_RV, axis=1)
 
 
 @jax.jit

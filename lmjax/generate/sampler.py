@@ -8,6 +8,8 @@ import jax.numpy as jnp
 
 from lmjax.core.config import Config, leaf
 
+_BLOCK = 256  # tokens
+
 
 class Sampler(Config):
   """Which tokens may be drawn, and how sharply. Filters apply in the order of the fields."""
@@ -26,7 +28,7 @@ class Sampler(Config):
     if self.temperature == 0.0:
       return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
     logits_BV = self.filter(logits_BV.astype(jnp.float32) / self.temperature)
-    return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
+    return draw_by_weight(logits_BV, keys_B)
 
   def filter(self, logits_BV: jax.Array) -> jax.Array:
     """The logits with those of tokens that may not be drawn at -inf; the likeliest always may."""
@@ -75,10 +77,31 @@ def draw(logits_BV: jax.Array, draws: Draws) -> jax.Array:
     x_BV = some(jnp.any(draws.top_p_B < 1), keep_top_p, x_BV, draws.top_p_B)
     x_BV = keep_min_p(x_BV, draws.min_p_B)
     keys_B = jax.vmap(_key)(draws.seed_B, draws.choice_B, draws.position_B)
-    found_B = jax.vmap(jax.random.categorical)(keys_B, x_BV).astype(jnp.int32)
-    return jnp.where(is_drawn_B, found_B, likeliest_B)
+    return jnp.where(is_drawn_B, draw_by_weight(x_BV, keys_B), likeliest_B)
 
   return jax.lax.cond(jnp.any(is_drawn_B), drawn, lambda _: likeliest_B, logits_BV)
+
+
+def draw_by_weight(logits_BV: jax.Array, keys_B: jax.Array) -> jax.Array:
+  """One token id i32 [B], as often as softmax says: where the running sum passes a uniform number.
+
+  That is one random number a row. A Gumbel number for every token of 16 rows of 49,152 took 31 ms of
+  two cores. Sums are over blocks first; tokens that are less likely than 1e-7 hardly come.
+  """
+  B, V = logits_BV.shape
+  weights_BV = jnp.exp(logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True))
+  weights_BNK = jnp.pad(weights_BV, ((0, 0), (0, -V % _BLOCK))).reshape(B, -1, _BLOCK)
+  ends_BN = jnp.cumsum(jnp.sum(weights_BNK, axis=-1), axis=-1)
+  aim_B = jax.vmap(jax.random.uniform)(keys_B) * ends_BN[:, -1]
+  block_B = jnp.minimum(jnp.sum(ends_BN <= aim_B[:, None], axis=-1), ends_BN.shape[1] - 1)
+  at = lambda x, i_B: jnp.take_along_axis(x, i_B.reshape(B, *(1,) * (x.ndim - 1)), axis=1)
+  before_B1 = jnp.where(block_B[:, None] > 0, at(ends_BN, jnp.maximum(block_B - 1, 0)), 0.0)
+  sums_BK = jnp.cumsum(at(weights_BNK, block_B)[:, 0], axis=-1)
+  place_B = jnp.sum(sums_BK <= aim_B[:, None] - before_B1, axis=-1)
+  token_B = jnp.minimum(block_B * _BLOCK + jnp.minimum(place_B, _BLOCK - 1), V - 1)
+  # Rounding may lead past the end, or to a token that may not come.
+  may_B = at(weights_BV, token_B)[:, 0] > 0
+  return jnp.where(may_B, token_B, jnp.argmax(logits_BV, axis=-1)).astype(jnp.int32)
 
 
 def keep_top_k(logits_BV: jax.Array, k_B: jax.Array) -> jax.Array:

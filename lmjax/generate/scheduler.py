@@ -50,7 +50,10 @@ class Request:
 
 @dataclasses.dataclass(eq=False)
 class Running:
-  """A request that has a row. `tokens[:computed]` have their keys and values there."""
+  """A request that has a row. `tokens[:computed]` have their keys and values there.
+
+  followed: where what followed some words begins, the last time that they stood in `tokens[:looked]`.
+  """
 
   request: Request
   row: int
@@ -58,6 +61,8 @@ class Running:
   computed: int
   reused: int  # tokens of the prompt that were there already
   order: int  # of admission
+  followed: dict[tuple[int, ...], int] = dataclasses.field(default_factory=dict)
+  looked: int = 0
 
   @property
   def added(self) -> int:
@@ -263,9 +268,13 @@ class Scheduler:
     if most < 1 or not running.request.settings.plain:
       return []
     tokens = running.tokens
+    for stop in range(running.looked, len(tokens)):
+      running.followed |= {
+        tuple(tokens[stop - size : stop]): stop for size in _NGRAMS if size <= stop
+      }
+    running.looked = len(tokens)
     for size in _NGRAMS:
-      last = tokens[-size:]
-      for start in range(len(tokens) - size - 1, -1, -1):
-        if tokens[start : start + size] == last:
-          return tokens[start + size : start + size + most]
+      start = running.followed.get(tuple(tokens[-size:]))
+      if start is not None:
+        return tokens[start : start + most]
     return []

@@ -229,6 +229,19 @@ def test_a_constraint_is_kept_and_ends_its_sequence(model):
   assert found[1].tokens == generate_alone(model, [make_prompts((9,))[0]])[0]
 
 
+def test_what_goes_wrong_with_one_request_is_told_to_it_alone(model, caplog):
+  class Broken(Alternate):
+    def accept(self, token):
+      raise ValueError('lost its place')
+
+  broken = make_request(make_prompts((5,))[0], Settings(sampler=DRAW, constraint=Broken()))
+  fine = make_request(make_prompts((9,))[0])
+  found = finish(make_engine(model), [broken, fine])
+  assert found[0].ended[0] == 'error'
+  assert found[1].tokens == generate_alone(model, [make_prompts((9,))[0]])[0]
+  assert 'lost its place' in caplog.text
+
+
 def test_each_row_is_drawn_by_its_own_settings():
   logits = np.random.default_rng(0).normal(size=(6, VOCAB), scale=2.0).astype(np.float32)
   samplers = [

@@ -83,6 +83,18 @@ def test_tokens_are_drawn_as_often_as_their_probability(settings):
   assert np.all(np.abs(found - expected) <= bound)
 
 
+def test_draws_from_many_tokens_reach_all_that_may_come_and_no_other():
+  probs = {3: 0.1, 255: 0.4, 256: 0.2, 700: 0.25, 999: 0.05}
+  logits = np.full((DRAWS, 1000), -np.inf, np.float32)
+  logits[:, list(probs)] = np.log(list(probs.values()))
+  found = dict(
+    zip(*np.unique(draw(Sampler(temperature=1.0), logits), return_counts=True), strict=True)
+  )
+  assert found.keys() == probs.keys()
+  for token, p in probs.items():
+    assert abs(found[token] / DRAWS - p) <= 5 * np.sqrt(p * (1 - p) / DRAWS)
+
+
 def test_temperature_zero_takes_the_likeliest_whatever_the_key_and_filters():
   logits = make_logits()
   for seed, settings in itertools.product((0, 1), ({}, {'top_k': 3, 'top_p': 0.1, 'min_p': 0.5})):
