@@ -55,5 +55,5 @@ def bench_guard() -> BenchGuard:
 
 @experiment
 def bench_serve() -> BenchServe:
-  """Measure serving at 1 to 64 clients beside transformers behind the same API: half an hour."""
+  """Measure serving at 1 to 64 clients beside others behind the same API: a quarter of an hour."""
   return BenchServe()
