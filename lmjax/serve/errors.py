@@ -98,7 +98,12 @@ def add_handlers(app: FastAPI) -> None:
     answer.headers.update(error.headers or {})
     return answer
 
-  async def invalid(_: Request, error: Any) -> Response:
+  async def invalid(request: Request, error: Any) -> Response:
+    kind = request.headers.get('content-type', '').partition(';')[0].strip().lower()
+    if request.method == 'POST' and kind != 'application/json' and not kind.endswith('+json'):
+      sent = f'comes as {kind[:60]!r}' if kind else 'does not say what it is'
+      message = f'the body {sent}: send JSON with the header Content-Type: application/json'
+      return ApiError(415, message).response()
     return _invalid(error.errors()[0]).response()
 
   async def unexpected(_: Request, error: Exception) -> Response:

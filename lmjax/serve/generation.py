@@ -182,7 +182,9 @@ class Shown:
         408, 'not done before its deadline: ask for fewer tokens, or later', code='timeout'
       )
     if reason == 'error':
-      raise ApiError(500, 'the engine has ended: start the server again')
+      ended = self._service.engine.failure is not None
+      told = 'the engine has ended: start the server again' if ended else 'its log says why'
+      raise ApiError(500, f'the server could not go on with this answer: {told}')
     if reason == 'cancelled':
       raise Gone
 

@@ -88,6 +88,13 @@ def test_wrong_paths_and_methods_are_told_in_the_same_shape(http, path, method, 
   assert set(answer.json()['error']) == {'message', 'type', 'param', 'code'}
 
 
+@pytest.mark.parametrize('kind', ['application/x-www-form-urlencoded', 'text/plain', ''])
+def test_a_body_that_does_not_come_as_json_is_told_how_to(http, kind):
+  answer = http.post(CHAT, content=json.dumps(BODY), headers={'content-type': kind})
+  assert answer.status_code == 415
+  assert 'send JSON with the header Content-Type: application/json' in answer.text
+
+
 def test_an_error_tells_no_path_of_this_machine(http):
   for content in (b'{', b'\xff', b'[' * 100_000, b'null', b'{"model": "\\ud800"}'):
     answer = http.post(CHAT, content=content, headers={'content-type': 'application/json'})
