@@ -70,6 +70,11 @@ class BenchServe(Task):
     (), 'More servers of the same API that run already: NAME=http://HOST:PORT.'
   )
   overload: float = leaf(10.0, 'Times the arrivals of 16 clients; 0: leave it out.', low=0.0)
+  overload_queue: int = leaf(
+    2,
+    'Requests that may wait at the server that is overloaded: few, so that none waits long.',
+    low=0,
+  )
   soak_minutes: float = leaf(
     0.0,
     "Only let 16 clients ask lmjax's server for so long, and watch its memory; 0: measure all.",
@@ -105,7 +110,8 @@ class BenchServe(Task):
     ratios = {n: _ratios(cells) for n, cells in found.items()}
     report: Report = {'clients': found, 'speedup': ratios, 'cores': processor.cores()}
     if self.overload:
-      with _lmjax(self.checkpoint, workdir / 'overload') as server:
+      queue = f'--batching.queue={self.overload_queue}'
+      with _lmjax(self.checkpoint, workdir / 'overload', queue) as server:
         report['overload'] = self._measure_overload(server.address, prompts)
       print(f'  overload: {report["overload"]}', flush=True)
     return report

@@ -61,7 +61,14 @@ def test_a_talk_goes_on_until_exit(folder, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_one_question_is_answered_and_that_is_all(folder, tmp_path):
-  flags = (f'--checkpoint={folder}', '--prompt=hello', '--max_tokens=5', '--weights=int8', '--kv=int8', *SMALL)
+  flags = (
+    f'--checkpoint={folder}',
+    '--prompt=hello',
+    '--max_tokens=5',
+    '--weights=int8',
+    '--kv=int8',
+    *SMALL,
+  )
   assert run('chat', tmp_path, *flags)['answers'] == 1
 
 
