@@ -2,6 +2,7 @@
 
 from lmjax.core.registry import experiment
 from lmjax.search.evaluate import SearchEval
+from lmjax.search.posts import SearchPosts
 from lmjax.search.tune import SearchTune
 
 
@@ -9,6 +10,12 @@ from lmjax.search.tune import SearchTune
 def search_eval() -> SearchEval:
   """Measure search on judged queries: --documents=FILE --queries=FILE [--checkpoint=RUN]."""
   return SearchEval()
+
+
+@experiment
+def search_posts() -> SearchPosts:
+  """Make posts searchable, measure that and ask: --posts=FILE for your own."""
+  return SearchPosts()
 
 
 @experiment

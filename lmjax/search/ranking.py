@@ -73,18 +73,28 @@ def candidates(words: np.ndarray, meaning: np.ndarray) -> Candidates:
   Args:
     words, meaning: f32 scores of all documents, by BM25 and by cosine.
   """
-  both = np.stack([words / max(float(words.max(initial=0.0)), 1e-9), meaning])
+  both = (words / max(float(words.max(initial=0.0)), 1e-9), meaning)
   firsts = [top(scores, POOL) for scores in both]
   chosen = np.unique(np.concatenate(firsts))
-  features = np.zeros((len(chosen), len(FEATURES)), np.float32)
-  for column, (scores, first) in enumerate(zip(both, firsts, strict=True)):
-    features[:, 2 * column] = scores[chosen]
-    places = np.searchsorted(chosen, first)
-    better = np.searchsorted(-scores[first], -scores[first])  # equal ones share a place
+  places = [np.searchsorted(chosen, first) for first in firsts]
+  return Candidates(chosen, features([scores[chosen] for scores in both], places))
+
+
+def features(scores: Sequence[np.ndarray], firsts: Sequence[np.ndarray]) -> np.ndarray:
+  """f32 [C, F] of candidates: by words and by meaning, the score and the place.
+
+  Args:
+    scores: f32 [C] of words (1 = the best there is) and of meaning.
+    firsts: of both, which candidates come first, in order.
+  """
+  found = np.zeros((len(scores[0]), len(FEATURES)), np.float32)
+  for column, (own, first) in enumerate(zip(scores, firsts, strict=True)):
+    found[:, 2 * column] = own
+    better = np.searchsorted(-own[first], -own[first])  # equal ones share a place
     # A document without any of the words has no place among words.
-    counted = (scores[first] > 0).astype(np.float32)
-    features[places, 2 * column + 1] = counted / (1 + better / _RANK)
-  return Candidates(chosen, features)
+    counted = (own[first] > 0).astype(np.float32)
+    found[first, 2 * column + 1] = counted / (1 + better / _RANK)
+  return found
 
 
 def top(scores: np.ndarray, count: int) -> np.ndarray:

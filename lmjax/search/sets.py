@@ -13,15 +13,25 @@ MEASURES = {
   'recall_at_10': 'R@10',
   'ndcg_at_10': 'nDCG@10',
 }
-EXTRA = "search needs bm25s, PyStemmer and ir-measures: pip install 'lmjax[search]'"
+EXTRA = "search needs what the extra has: pip install 'lmjax[search]'"
 
 
 class Document(NamedTuple):
-  """What is found; a title is read before the text."""
+  """What is found; a title is read before the text.
+
+  Attributes:
+    time: unix seconds, or None.
+    language: a code, or '' where nobody said.
+    likes: or any other count of how many took notice, or None.
+  """
 
   id: str
   text: str
-  title: str
+  title: str = ''
+  author: str = ''
+  time: float | None = None
+  language: str = ''
+  likes: float | None = None
 
   @property
   def whole(self) -> str:
@@ -103,7 +113,8 @@ def _row(line: str, wrong: UserError) -> dict[str, Any]:
   try:
     row = json.loads(line)
     good = isinstance(row['text'], str) and isinstance(row['id'], str | int)
-  except (ValueError, KeyError, TypeError):
+    row['text'].encode()  # half a surrogate pair is no text
+  except (ValueError, KeyError, TypeError, AttributeError):
     good = False
   if not good:
     raise wrong
