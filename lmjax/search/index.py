@@ -7,6 +7,7 @@ A kill at any moment loses what was not committed and nothing else: the next sta
 
 import hashlib
 import itertools
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,11 +21,12 @@ from lmjax.core.task import hold_workdir
 from lmjax.data.sources import Post
 from lmjax.search.embed import Embedder
 from lmjax.search.keywords import Keywords
+from lmjax.search.qdrant import QdrantVectors
 from lmjax.search.sets import Document
 from lmjax.search.store import Store
 from lmjax.search.vectors import GRAPH, Vectors, build_vectors
 
-TOGETHER = 1024  # posts of one change
+TOGETHER = 2048  # posts of one change
 _SPENT = ('index_seconds', 'embed_seconds', 'embedded')
 _STALE = 0.1  # of the posts, that changed since vectors were built: then they are built again
 _READ = 16_384  # vectors read together
@@ -60,6 +62,7 @@ class Index:
 
   Args:
     encoder: what `load_encoder` takes; kept, so that whoever searches finds it.
+    qdrant: address of a Qdrant server that holds the vectors; kept with the index, '' = as it was.
     reembed: where it is of another encoder, make all vectors anew.
 
   Attributes:
@@ -76,9 +79,10 @@ class Index:
     encoder: str,
     *,
     reembed: bool = False,
+    qdrant: str = '',
     progress: Progress | None = None,
   ) -> None:
-    self.folder, self._embedder = folder, embedder
+    self.folder, self._embedder, self._remote = folder, embedder, None
     self._held = hold_workdir(folder, 'index')
     self._words: Keywords | None = None
     try:
@@ -92,11 +96,23 @@ class Index:
           shutil.rmtree(old)
       self._words = Keywords(self.generation / 'words', write=True)
       self.spent = {key: self.store.said(key, 0) for key in _SPENT}
+      self._remote = self._open_remote(qdrant)
       self._follow()
       self._begin(encoder, reembed, progress)
     except BaseException:
       self.close()
       raise
+
+  def _open_remote(self, address: str) -> QdrantVectors | None:
+    known = self.store.said('qdrant')
+    if known is None:  # decided once, when the index is begun
+      self.store.say(qdrant=address, name=secrets.token_hex(6))
+    elif address and address != known:
+      raise UserError(
+        f'{self.folder} has its vectors {f"at {known}" if known else "in its folder"}: pass another '
+        f'--index to have them at --qdrant={address}'
+      )
+    return open_remote(self.store, self._embedder)
 
   def _begin(self, encoder: str, reembed: bool, progress: Progress | None) -> None:
     mine = {'embedder': self._embedder.name, 'encoder': encoder, 'size': self._embedder.size}
@@ -128,7 +144,7 @@ class Index:
 
   @property
   def generation(self) -> Path:
-    return generation(self.folder, self.store)
+    return generation(self.folder, self.store.said('generation', 0))
 
   @property
   def _written(self) -> Keywords:
@@ -142,6 +158,8 @@ class Index:
   def close(self) -> None:
     if self._words is not None:
       self._words.close()
+    if self._remote is not None:
+      self._remote.close()
     self.store.close()
     self._held.close()
 
@@ -234,13 +252,19 @@ class Index:
     for start in range(0, max(len(numbers), 1), _READ):
       add = self.store.documents(numbers[start : start + _READ])
       self._written.update(add, gone if start == 0 else [])
+      if self._remote is not None and self._table in self.store.tables():
+        self._remote.add(*self.store.vectors(np.array(list(add), np.int64), self._table))
+    if self._remote is not None:
+      self._remote.remove(np.array(gone, np.int64))
     self.store.say(words_seq=seq)
 
   def settle(self) -> None:
-    """Builds words and vectors anew where too much has changed since that was done."""
+    """Builds words and vectors anew where too much has changed since that was done, or some is lost."""
     done, purge = self.store.said('vectors_seq'), self.store.said('purge')
+    lost = len(self._written) != self.store.count
+    lost |= self._remote is None and not (self.generation / 'vectors.faiss').is_file()
     changed = len(self.store.numbers(done or 0)) + len(self.store.gone(done or 0))
-    if done is None or purge or changed > _STALE * self.store.count:
+    if done is None or purge or lost or changed > _STALE * self.store.count:
       self.compact()
 
   def compact(self, **said: Any) -> None:
@@ -251,14 +275,17 @@ class Index:
     """
     begun, seq, old = time.monotonic(), self.store.seq, self.generation
     number = self.store.said('generation', 0) + 1
-    new = self.folder / f'generation-{number}'
-    words, vectors = Keywords(new / 'words', write=True), self._empty_vectors()
+    new = generation(self.folder, number)
+    words, vectors = Keywords(new / 'words', write=True), self._remote or self._empty_vectors()
     numbers = self.store.numbers()
     for start in range(0, len(numbers), _READ):
       some = numbers[start : start + _READ]
       words.update(self.store.documents(some.tolist()), [])
       vectors.add(*self.store.vectors(some, self._table))
-    vectors.save(new / 'vectors.faiss')
+    if isinstance(vectors, Vectors):
+      vectors.save(new / 'vectors.faiss')
+    else:
+      vectors.remove(self.store.gone())
     self._written.close()
     self._words = words
     self.spent['index_seconds'] += time.monotonic() - begun
@@ -275,9 +302,18 @@ class Index:
     return build_vectors(len(numbers), self._embedder.size, sample)
 
 
-def generation(folder: Path, store: Store) -> Path:
-  """Where words and vectors are now."""
-  return folder / f'generation-{store.said("generation", 0)}'
+def generation(folder: Path, number: int) -> Path:
+  """Where words and vectors are that were built together."""
+  return folder / f'generation-{number}'
+
+
+def open_remote(store: Store, embedder: Embedder) -> QdrantVectors | None:
+  """The vectors of an index that has them on a Qdrant server."""
+  address = store.said('qdrant')
+  if not address:
+    return None
+  name = f'lmjax-{store.said("name")}-{embedder.name}'
+  return QdrantVectors(address, name, embedder.size)
 
 
 def from_posts(posts: Iterable[Post]) -> Iterator[Document]:

@@ -20,6 +20,7 @@ _LONGEST = 60  # letters of a word
 _HEAP_BYTES = 32 << 20  # of the writer, before it writes a segment
 _TAG = re.compile(r'#(\w+)')
 _SNIPPET = 240  # characters
+_EVER = 2**62  # seconds
 _SHUFFLE = 0x9E3779B97F4A7C15  # equal scores are ordered by a hash, as in `ranking.top`
 
 
@@ -49,18 +50,20 @@ class Keywords:
       fields.add_text_field(name, tokenizer_name='raw', index_option='basic')
     fields.add_text_field('text', tokenizer_name='words')
     self._schema = fields.build()
-    folder.mkdir(parents=True, exist_ok=True)
     try:
+      if write:
+        folder.mkdir(parents=True, exist_ok=True)
       self._index = library.Index(self._schema, path=str(folder))
       self._index.register_tokenizer('words', _analyzer(library))
       self._writer = self._index.writer(heap_size=_HEAP_BYTES, num_threads=1) if write else None
-    except ValueError as error:
+    except (ValueError, OSError) as error:
       if 'LockBusy' in str(error) or 'acquire' in str(error).lower():
         raise UserError(
           f'{folder} is being written by another process: wait until it ends'
         ) from None
       raise UserError(
-        f'{folder} cannot be opened ({error}): make room on the disk, or build the index again'
+        f'{folder} cannot be opened ({error}): make room on the disk, or delete {folder.parent} and start '
+        'search_posts with this --index'
       ) from None
     self._words, self._asked = _analyzer(library), _analyzer(library, stop=True)
     self.reload()
@@ -154,10 +157,10 @@ class Keywords:
     parts += [(must, self._phrase(phrase)) for phrase in filters.phrases]
     parts += [(must_not, self._phrase(phrase)) for phrase in filters.without_words]
     if filters.since is not None or filters.until is not None:
-      whole = lambda seconds: None if seconds is None else int(seconds)
+      start = -_EVER if filters.since is None else int(filters.since)
+      end = _EVER if filters.until is None else int(filters.until)
       kind = library.FieldType.Integer
-      bounds = (whole(filters.since), whole(filters.until))
-      parts.append((must, query.range_query(schema, 'time', kind, *bounds, True, False)))
+      parts.append((must, query.range_query(schema, 'time', kind, start, end, True, False)))
     if filters.link is not None:
       parts.append((must, query.term_query(schema, 'link', int(filters.link))))
     return query.const_score_query(query.boolean_query(parts), 0.0)

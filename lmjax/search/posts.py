@@ -42,6 +42,9 @@ class SearchPosts(Task):
   index: str = leaf('', 'Folder of the index; empty: index in the workdir.', run=True)
   encoder: str = leaf(MINILM, ENCODER, run=True)
   reembed: bool = leaf(False, 'Make all vectors anew where the encoder is another.', run=True)
+  qdrant: str = leaf(
+    '', 'Address of a Qdrant server for the vectors; empty: in the index.', run=True
+  )
   deleted: str = leaf('', 'File of ids, one a line: posts that may be in no index.', run=True)
   checkpoint: str = leaf('', 'The folder of a run of search_tune; empty = as shipped.', run=True)
   freshness: float = leaf(0.0, 'Weight of how recent a post is.', low=0.0, run=True)
@@ -75,7 +78,12 @@ class SearchPosts(Task):
     total = sum(1 for _ in self.source.read(Rows()))
     print(f'{total:,} posts; the index is in {folder}', flush=True)
     with Index(
-      folder, embedder, self.encoder, reembed=self.reembed, progress=eta('embedded again', None)
+      folder,
+      embedder,
+      self.encoder,
+      reembed=self.reembed,
+      qdrant=self.qdrant,
+      progress=eta('embedded again', None),
     ) as index:
       deleted = index.delete(read_ids(self.deleted), forever=True) if self.deleted else 0
       counts = index.add(from_posts(self.source.read(rows)), eta('posts', total))

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,13 +17,14 @@ from lmjax.data.split import normalise, strip_urls
 from lmjax.interop.encoder import load_encoder
 from lmjax.search.embed import Embedder
 from lmjax.search.evaluate import Tuned, load_tuned
-from lmjax.search.index import generation
+from lmjax.search.index import generation, open_remote
 from lmjax.search.keywords import Keywords, shuffled
+from lmjax.search.qdrant import QdrantVectors
 from lmjax.search.query import Filters, Query
 from lmjax.search.ranking import POOL, features
 from lmjax.search.sets import Document
 from lmjax.search.store import Store
-from lmjax.search.vectors import load_vectors
+from lmjax.search.vectors import Nearest, load_vectors
 
 _EXACT, _SHARE = 5_000, 0.05  # posts, or a share of them, whose vectors are all compared
 _ALIKE, _SHARED = 0.9, 0.8  # cosine, and share of the words, from which two posts are copies
@@ -114,9 +115,10 @@ class Searcher:
     self._priors = {name: (priors or {}).get(name, 0.0) for name in PRIORS}
     self._lock = threading.RLock()
     self._store = Store(folder)
-    self._generation: Path | None = None
+    self._generation: int | None = None
     self._embedder: Embedder | None = None
-    self._seq = 0
+    self._remote: QdrantVectors | None = None
+    self._seq = self._words_seq = 0
     try:
       self.refresh()
     except BaseException:
@@ -131,48 +133,50 @@ class Searcher:
     """Sees what has been written since."""
     with self._lock:
       for attempt in range(3):
+        state = self._store.state()
         try:
-          self._refresh()
+          self._refresh(state)
           return
         except (UserError, ValueError):
           # A generation may have been replaced while it was opened.
-          if attempt == 2 or generation(self.folder, self._store) == self._opened:
+          if attempt == 2 or self._store.state() == state:
             raise
 
-  def _refresh(self) -> None:
-    store, seq = self._store, self._store.seq
-    self._opened = generation(self.folder, store)
-    if self._embedder is None or self._embedder.name != store.said('embedder'):
-      self._open_encoder()
-      self._generation = None
-    if self._opened != self._generation:
-      if store.said('vectors_seq') is None:
-        raise UserError(
-          f'{self.folder} is not ready: start search_posts with this --index until it ends'
-        )
-      self._words = Keywords(self._opened / 'words', write=False)
-      self._vectors = load_vectors(self._opened / 'vectors.faiss')
-      self._seq, self._generation = store.said('vectors_seq'), self._opened
-    if seq != self._seq:
-      self._words.reload()
-      self._vectors.remove(store.gone(self._seq))
-      self._vectors.add(*store.vectors(store.numbers(self._seq), self._table))
-      self._seq = seq
-
-  def _open_encoder(self) -> None:
-    encoder, name = self._store.said('encoder'), self._store.said('embedder')
-    if name is None:
+  def _refresh(self, state: Mapping[str, Any]) -> None:
+    if state.get('vectors_seq') is None:
       raise UserError(
         f'{self.folder} is not ready: start search_posts with this --index until it ends'
       )
-    embedder = Embedder(load_encoder(encoder))
-    if embedder.name != name:
+    if self._embedder is None or self._embedder.name != state['embedder']:
+      self._embedder, self._generation = self._open_encoder(state), None
+      self._table = f'vectors_{self._embedder.name}'
+      self._tuned: Tuned = load_tuned(self._checkpoint, self._embedder)
+    if state['generation'] != self._generation:
+      folder = generation(self.folder, state['generation'])
+      self._words = Keywords(folder / 'words', write=False)
+      self._close_remote()
+      self._remote = open_remote(self._store, self._embedder)
+      self._vectors: Nearest = self._remote or load_vectors(folder / 'vectors.faiss')
+      self._seq, self._words_seq = state['vectors_seq'], state['words_seq']
+      self._generation = state['generation']
+    if state['words_seq'] != self._words_seq:
+      self._words.reload()
+      self._words_seq = state['words_seq']
+    if state['seq'] > self._seq:
+      if self._remote is None:  # else the writer does it
+        self._vectors.remove(self._store.gone(self._seq))
+        numbers = self._store.numbers(self._seq, state['seq'])
+        self._vectors.add(*self._store.vectors(numbers, self._table))
+      self._seq = state['seq']
+
+  def _open_encoder(self, state: Mapping[str, Any]) -> Embedder:
+    embedder = Embedder(load_encoder(state['encoder']))
+    if embedder.name != state['embedder']:
       raise UserError(
-        f'{self.folder} was built with another encoder than {encoder} is now: put that back, or start '
-        'search_posts with --reembed'
+        f'{self.folder} was built with another encoder than {state["encoder"]} is now: put that back, '
+        'or start search_posts with --reembed'
       )
-    self._embedder, self._table = embedder, f'vectors_{name}'
-    self._tuned: Tuned = load_tuned(self._checkpoint, embedder)
+    return embedder
 
   def embed(self, texts: Sequence[str]) -> np.ndarray:
     """Vectors of queries, f32 [texts, D]."""
@@ -341,7 +345,13 @@ class Searcher:
     )
 
   def close(self) -> None:
+    self._close_remote()
     self._store.close()
+
+  def _close_remote(self) -> None:
+    if self._remote is not None:
+      self._remote.close()
+      self._remote = None
 
 
 def together(vectors: np.ndarray, texts: Sequence[str]) -> dict[int, list[int]]:

@@ -113,6 +113,13 @@ class Store:
     pairs = [(key, json.dumps(value)) for key, value in said.items()]
     self._db.executemany('INSERT OR REPLACE INTO meta VALUES(?, ?)', pairs)
 
+  def state(self) -> dict[str, Any]:
+    """All that `say` kept, and `seq`, as of one moment."""
+    found = self._rows(
+      "SELECT key, value FROM meta UNION ALL SELECT 'seq', coalesce(max(seq), 0) FROM journal"
+    )
+    return {key: json.loads(str(value)) for key, value in found}
+
   @property
   def seq(self) -> int:
     return self._rows('SELECT coalesce(max(seq), 0) FROM journal')[0][0]
@@ -140,9 +147,11 @@ class Store:
     """Those of `ids` that may never come in again."""
     return {row[0] for row in self._among('SELECT id FROM banned WHERE id IN', ids)}
 
-  def numbers(self, after: int = 0) -> np.ndarray:
-    """i64, ascending: posts that came after `after` of the journal."""
-    found = self._rows('SELECT number FROM posts WHERE seq > ? ORDER BY number', (after,))
+  def numbers(self, after: int = 0, until: int = 2**62) -> np.ndarray:
+    """i64, ascending: posts that came after `after` of the journal, up to `until`."""
+    found = self._rows(
+      'SELECT number FROM posts WHERE seq > ? AND seq <= ? ORDER BY number', (after, until)
+    )
     return np.array([row[0] for row in found], np.int64)
 
   def gone(self, after: int = 0) -> np.ndarray:

@@ -18,11 +18,16 @@ _LINKS, _BUILD, _WALK = (
   160,
 )  # of the graph: links of a post, beam when it is built and walked
 _BITS, _SAMPLE = 8, 256  # of a piece of a compressed vector; posts that teach a list
-_LOOKED = 32  # lists that a search reads
+_LOOKED = 128  # lists that a search reads
 
 
 class Nearest(Protocol):
   """Vectors by number."""
+
+  @property
+  def kind(self) -> str:
+    """Its name."""
+    ...
 
   def __len__(self) -> int: ...
 
@@ -51,10 +56,6 @@ class Vectors:
 
   def __len__(self) -> int:
     return self._index.ntotal - len(self._dead)
-
-  @property
-  def removed(self) -> int:
-    return len(self._dead)
 
   @property
   def kind(self) -> str:
@@ -115,13 +116,8 @@ def build_vectors(count: int, size: int, sample: np.ndarray | None = None) -> Ve
     pieces = next(n for n in (48, 32, 16, 8, 4, 2, 1) if size % n == 0)
     coarse = library.IndexFlatIP(size)
     inner = library.IndexIVFPQ(coarse, size, lists, pieces, _BITS, library.METRIC_INNER_PRODUCT)
-    inner.own_fields = True
-    coarse.this.disown()
     inner.train(sample[: lists * _SAMPLE])
-  made = library.IndexIDMap2(inner)
-  made.own_fields = True
-  inner.this.disown()
-  return Vectors(made)
+  return Vectors(library.IndexIDMap2(inner))
 
 
 def load_vectors(path: Path) -> Vectors:
@@ -130,7 +126,7 @@ def load_vectors(path: Path) -> Vectors:
     return Vectors(faiss().read_index(str(path)))
   except RuntimeError as error:
     raise UserError(
-      f'{path} cannot be read ({_first(error)}): start search_posts with this --index to mend it'
+      f'{path} cannot be read ({_first(error)}): delete it and start search_posts with this --index'
     ) from None
 
 

@@ -1,8 +1,6 @@
 """The encoder: what it sees, its two layouts, its vectors. B rows, L length."""
 
 import dataclasses
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +79,6 @@ def test_heads_that_do_not_divide_the_width_are_refused():
 def test_hidden_states_are_those_of_transformers(tmp_path):
   torch = pytest.importorskip('torch')
   transformers = pytest.importorskip('transformers')
-  sys.path.append(str(Path(__file__).parents[1] / 'search'))
   from small_encoder import write_encoder
 
   from lmjax.interop.encoder import load_encoder

@@ -1,6 +1,7 @@
 """An index on disk: what is added is found, what is deleted is nowhere, and others search meanwhile."""
 
 import resource
+import shutil
 
 import numpy as np
 import pytest
@@ -70,6 +71,8 @@ def ids(searcher, asked, count=100):
     ('-has:link #pets', lambda n, post: n % 4 and n % 3 == 0),
     ('-#pets', lambda n, post: n % 3),
     ('since:2024-01-05 until:2024-02', lambda n, post: n % 10 and 4 <= n < 31),
+    ('since:2024-02', lambda n, post: n % 10 and n >= 31),
+    ('until:2024-01-05', lambda n, post: n % 10 and n < 4),
     ('"mark7"', lambda n, post: n == 7),
     ('-cats -mark5 has:link', lambda n, post: n % 4 == 0 and 'cats' not in post.text),
     ('from:nobody', lambda n, post: False),
@@ -205,6 +208,24 @@ def test_all_is_embedded_again_while_others_search(build, tmp_path, encoder, mon
   assert meanwhile == [{'p5'}]
   assert 'p5' in ids(searcher, 'mark5')
   np.testing.assert_allclose(searcher.embed(['cats']), embed(['cats']), atol=1e-6)
+  searcher.close()
+
+
+@pytest.mark.parametrize('lost', ['vectors.faiss', '.'])
+def test_what_was_lost_is_made_anew_of_the_posts(build, lost):
+  with build(POSTS[:10]) as index:
+    path = index.generation / lost
+    folder = index.folder
+  shutil.rmtree(path) if path.is_dir() else path.unlink()
+  with pytest.raises(
+    UserError, match='cannot be (read|opened) .* and start search_posts with this'
+  ):
+    Searcher(folder)
+  with build() as index:
+    index.settle()
+  searcher = Searcher(folder)
+  assert ids(searcher, '"mark5"') == {'p5'}
+  assert len(searcher.nearest(np.ones(16, np.float32), 100)) == 10
   searcher.close()
 
 
