@@ -8,6 +8,7 @@ from starlette.responses import FileResponse
 from starlette.staticfiles import StaticFiles
 
 import lmjax
+from lmjax.search.searcher import Searcher
 from lmjax.serve.audit import Audit
 from lmjax.serve.chat import chat_routes
 from lmjax.serve.completions import completion_routes
@@ -15,6 +16,7 @@ from lmjax.serve.embeddings import MeanHidden, embedding_routes
 from lmjax.serve.errors import add_handlers
 from lmjax.serve.guard import Guard
 from lmjax.serve.keys import Keys
+from lmjax.serve.search import search_routes
 from lmjax.serve.service import Service
 from lmjax.serve.state import state_routes
 
@@ -25,17 +27,21 @@ def _page() -> FileResponse:
   return FileResponse(PAGE / 'index.html')
 
 
-def build_app(service: Service, *, keys: Keys, audit: Audit, local: bool) -> FastAPI:
+def build_app(
+  service: Service, *, keys: Keys, audit: Audit, local: bool, searcher: Searcher | None = None
+) -> FastAPI:
   """The server of one model.
 
   Args:
     local: only this machine may ask.
+    searcher: of the index that /search asks, or None.
   """
   app = FastAPI(title='lmjax', version=lmjax.__version__, docs_url=None, redoc_url=None)
   app.include_router(chat_routes(service))
   app.include_router(completion_routes(service))
   embedder = MeanHidden(service.model, service.params, service.engine.slots)
   app.include_router(embedding_routes(service, embedder))
+  app.include_router(search_routes(searcher))
   app.include_router(state_routes(service))
   app.mount('/page', StaticFiles(directory=PAGE), name='page')
   app.add_api_route('/', _page, include_in_schema=False)

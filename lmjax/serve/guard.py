@@ -27,6 +27,7 @@ _HEADERS = {
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
   ),
 }
+_KEYED = ('/metrics', '/search')  # paths beside those of /v1 that want a key
 LOOPBACK = ('127.0.0.1', 'localhost', '::1')
 
 
@@ -70,7 +71,7 @@ class Guard:
     finally:
       route = getattr(scope.get('route'), 'path', 'other')
       self._metrics.answered(route, status)
-      if scope['path'].startswith('/v1/'):
+      if scope['path'].startswith('/v1/') or scope['path'] == '/search':
         seconds = round(time.monotonic() - begun, 4)
         told = {'route': scope['path'], 'status': status, 'seconds': seconds}
         self._audit.write({**entry, **told})
@@ -85,7 +86,7 @@ class Guard:
       raise self._too_large()
     limited = self._limited(receive)
     path = scope['path']
-    if not (path.startswith('/v1/') or path == '/metrics'):
+    if not (path.startswith('/v1/') or path in _KEYED):
       await self._app(scope, limited, send)
       return
     address = (scope.get('client') or ('unknown',))[0]

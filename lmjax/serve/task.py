@@ -21,6 +21,7 @@ from lmjax.parallel.sharding import check_mesh
 from lmjax.serve.limits import Limits
 
 if TYPE_CHECKING:
+  from lmjax.search.searcher import Searcher
   from lmjax.serve.service import Moderation, Service
 
 DEFAULT = 'smollm2-135m-instruct'
@@ -80,6 +81,8 @@ class Serve(Serving):
   moderation: str = leaf(
     '', 'package.module:function of (text, side) -> why it is refused, or None.'
   )
+  index: str = leaf('', 'Folder of an index that search_posts built, for /search and the page.')
+  search_checkpoint: str = leaf('', 'The folder of a run of search_tune, for this index.')
   audit_text: bool = leaf(False, 'Also write what is asked and answered to audit.jsonl.')
   drain_seconds: float = leaf(30.0, 'After SIGTERM, for answers under way.', low=0.0)
   limits: Limits = part(Limits(), 'How much one may ask.')
@@ -98,11 +101,12 @@ class Serve(Serving):
       from lmjax.serve.keys import Keys, read_keys
     except ImportError:
       raise UserError(_EXTRA) from None
+    searcher = self._open_index()
     keys = Keys(read_keys(Path(self.api_keys)) if self.api_keys else [], self.limits)
     with _listening(self.host, self.port) as sock:
       service = self.make_service(self.limits, self.name, read_moderation(self.moderation))
       audit = Audit(workdir / 'audit.jsonl', self.audit_text)
-      app = build_app(service, keys=keys, audit=audit, local=local)
+      app = build_app(service, keys=keys, audit=audit, local=local, searcher=searcher)
       host = f'[{self.host}]' if ':' in self.host else self.host
       address = f'http://{host}:{sock.getsockname()[1]}'
       warming = threading.Thread(target=_warm, args=(service, address), daemon=True)
@@ -116,6 +120,15 @@ class Serve(Serving):
     counts = service.engine.counts
     print(f'answered {counts.added_tokens:,} tokens in {counts.steps:,} steps', flush=True)
     return {'model': service.name, 'address': address, 'counts': vars(counts)}
+
+  def _open_index(self) -> 'Searcher | None':
+    if not self.index:
+      return None
+    from lmjax.search.searcher import Searcher
+
+    searcher = Searcher(Path(self.index), checkpoint=self.search_checkpoint)
+    print(f'{searcher.count:,} posts of {self.index} can be searched', flush=True)
+    return searcher
 
 
 class ApiKey(Task):

@@ -51,12 +51,13 @@ def make_service(limits=None, batching=None, template=TEMPLATE, params=None, **m
 
 
 @contextlib.contextmanager
-def serving(service, folder, keys=(), local=True, warm=True, text=False):
+def serving(service, folder, keys=(), local=True, warm=True, text=False, searcher=None):
   """The address of a running server, and its audit log is `folder`/audit.jsonl."""
   if warm:
     list(service.warm())
   audit = Audit(folder / 'audit.jsonl', text)
-  app = build_app(service, keys=Keys(list(keys), service.limits), audit=audit, local=local)
+  keys = Keys(list(keys), service.limits)
+  app = build_app(service, keys=keys, audit=audit, local=local, searcher=searcher)
   config = uvicorn.Config(app, port=0, log_level='critical', lifespan='off', access_log=False)
   server = uvicorn.Server(config)
   thread = threading.Thread(target=server.run)

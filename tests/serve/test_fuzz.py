@@ -7,7 +7,7 @@ import httpx2 as httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-PATHS = ('/v1/chat/completions', '/v1/completions', '/v1/embeddings')
+PATHS = ('/v1/chat/completions', '/v1/completions', '/v1/embeddings', '/search')
 GOOD = {
   'model': 'tiny',
   'messages': [{'role': 'user', 'content': 'hello'}],
@@ -52,7 +52,7 @@ def test_malformed_bodies_are_all_refused_and_none_kills_it(address, client, cou
     for number in range(count):
       body = malformed(rng)
       kind = rng.choice(['application/json'] * 9 + ['text/plain'])
-      path = PATHS[number % 3]
+      path = PATHS[number % len(PATHS)]
       answer = http.post(path, content=body, headers={'content-type': kind})
       assert 400 <= answer.status_code < 500, (body, answer.text)
       assert set(answer.json()['error']) == {'message', 'type', 'param', 'code'}

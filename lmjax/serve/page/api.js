@@ -40,6 +40,17 @@ export async function* streamChat(body, signal) {
   }
 }
 
+/** Posts of the server's index: { data, relevant, cursor, milliseconds }. */
+export async function searchPosts(body, signal) {
+  const response = await ask('/search', {
+    method: 'POST',
+    headers: { 'Content-Type': 'application/json' },
+    body: JSON.stringify(body),
+    signal,
+  });
+  return response.json();
+}
+
 async function ask(path, options = {}) {
   const key = readKey();
   const headers = { ...options.headers, ...(key && { Authorization: `Bearer ${key}` }) };

@@ -5,7 +5,10 @@ import { make } from './dom.js';
 import { openSettings } from './settings.js';
 
 // A place is a module that exports show(root, context); one more is one more line.
-const PLACES = [{ name: 'chat', title: 'Chat', module: './chat.js' }];
+const PLACES = [
+  { name: 'chat', title: 'Chat', module: './chat.js' },
+  { name: 'search', title: 'Search', module: './search.js' },
+];
 
 const context = { model: '', length: 0 };
 const root = document.getElementById('place');
