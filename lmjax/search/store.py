@@ -60,7 +60,9 @@ class Store:
   def __init__(self, folder: Path, *, create: bool = False) -> None:
     self.path = folder / FILE
     if not create and not self.path.is_file():
-      raise UserError(f'{folder} holds no index: build one with --experiment=search_posts --index=')
+      raise UserError(
+        f'{folder} holds no index: build one with --experiment=search_posts --index={folder}'
+      )
     self._lock = threading.RLock()
     with explained(folder):
       folder.mkdir(parents=True, exist_ok=True)
