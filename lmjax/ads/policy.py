@@ -70,15 +70,20 @@ def review_brief(brief: Brief) -> list[Finding]:
   asked = '\n'.join([brief.product, *brief.facts, *brief.must, brief.tone, brief.picture])
   audience = '\n'.join([*brief.audience.interests, brief.audience.style, brief.audience.gender])
   found = {finding.reason: finding for finding in review_text(f'{asked}\n{audience}')}
-  targeted = _first(rules()['protected_targeting'].audience, 'protected_targeting', views(audience))
+  protected = targeted(audience)
   special = _first(rules()['special'].terms, 'special', views('\n'.join([asked, audience])))
   narrow = brief.audience.age != 'any' or brief.audience.gender.casefold() not in ('', 'any', 'all')
   told = _first(rules()['special'].audience, 'special', views(f'{asked}\n{audience}'))
-  if not targeted and special and (narrow or told):
-    targeted = f'{special} by {told or "age or gender"}'
-  if targeted:
-    found.setdefault('protected_targeting', Finding('protected_targeting', targeted))
+  if not protected and special and (narrow or told):
+    protected = f'{special} by {told or "age or gender"}'
+  if protected:
+    found.setdefault('protected_targeting', Finding('protected_targeting', protected))
   return sorted(found.values(), key=lambda finding: REASONS.index(finding.reason))
+
+
+def targeted(audience: str) -> str:
+  """The words by which a text that names an audience chooses it by a protected attribute; else ''."""
+  return _first(rules()['protected_targeting'].audience, 'protected_targeting', views(audience))
 
 
 def review_text(text: str, reasons: Iterable[str] = ()) -> list[Finding]:

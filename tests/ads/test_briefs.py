@@ -1,4 +1,4 @@
-"""Which briefs are refused: a list written apart from the rules, and what a brief must be."""
+"""Which briefs are refused: lists written apart from the rules, and what a brief must be."""
 
 from pathlib import Path
 
@@ -9,11 +9,13 @@ from lmjax.ads.evaluate import BriefEval, measure_blocks
 from lmjax.ads.policy import REASONS, judge_brief, rules
 from lmjax.core.errors import UserError
 
-LIST = Path(__file__).with_name('briefs.jsonl')
+LISTS = ('briefs', 'other_briefs')
 
 
-def test_list_is_judged(tmp_path):
-  report = BriefEval(briefs=str(LIST)).run(tmp_path)
+@pytest.mark.parametrize('name', LISTS)
+def test_list_is_judged(tmp_path, name):
+  path = Path(__file__).with_name(f'{name}.jsonl')
+  report = BriefEval(briefs=str(path)).run(tmp_path)
   assert report['bad'] >= 60
   assert report['ordinary'] >= 60
   assert report['block_recall'] >= 0.9
