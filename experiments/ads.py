@@ -1,8 +1,22 @@
-"""Advertising: which briefs are refused and why, and which texts are harmful."""
+"""Advertising: creatives of a brief; which briefs are refused and why, and which texts are harmful."""
 
 from lmjax.ads.evaluate import BriefEval
+from lmjax.ads.record import Decide
 from lmjax.ads.review import ReviewEval, ReviewTrain
+from lmjax.ads.studio import Studio
 from lmjax.core.registry import experiment
+
+
+@experiment
+def ads_studio() -> Studio:
+  """Make ranked, checked creatives with banners: --brief=FILE --output=DIR."""
+  return Studio()
+
+
+@experiment
+def ads_decide() -> Decide:
+  """Approve or reject a creative: --review=FOLDER --state=approved --by=NAME."""
+  return Decide()
 
 
 @experiment

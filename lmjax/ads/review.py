@@ -40,13 +40,21 @@ class Classifier(NamedTuple):
 
   def logits(self, texts: Sequence[str]) -> np.ndarray:
     """f32 [S]."""
+    # In NumPy: a server asks for one text at a time, and JAX would compile for each length.
     grams = weigh(self.hash.count(texts), self.idf_F)
-    found = linear_logits(jnp.asarray(self.weights_F), jnp.float32(self.bias), *grams)
-    return np.asarray(found)
+    terms_N = grams.values_N * self.weights_F[grams.buckets_N]
+    return np.bincount(grams.rows_N, terms_N, minlength=grams.size).astype('f4') + np.float32(
+      self.bias
+    )
 
   def is_harmful(self, texts: Sequence[str]) -> np.ndarray:
     """bool [S]."""
     return self.logits(texts) >= self.threshold
+
+  def moderate(self, text: str, side: str) -> str | None:
+    """Why a server refuses `text`, or None; `side` is 'input' or 'output', judged alike."""
+    del side
+    return 'it may be harmful' if text.strip() and self.is_harmful([text])[0] else None
 
   def save(self, folder: Path) -> None:
     np.savez(folder / _WEIGHTS, idf=self.idf_F, weights=self.weights_F)
@@ -54,8 +62,8 @@ class Classifier(NamedTuple):
     write_json(folder / _CONFIG, said)
 
 
-def load_classifier(checkpoint: str) -> Classifier:
-  """UserError where the folder is no run of review_train."""
+def load_classifier(checkpoint: str, flag: str = 'checkpoint') -> Classifier:
+  """UserError, naming the flag, where the folder is no run of review_train."""
   folder = at(checkpoint)
   try:
     said = json.loads((folder / _CONFIG).read_text(encoding='utf-8'))
@@ -65,7 +73,7 @@ def load_classifier(checkpoint: str) -> Classifier:
     return Classifier(grams, idf_F, weights_F, said['bias'], said['threshold'])
   except (OSError, ValueError, KeyError):
     raise UserError(
-      f'--checkpoint={folder} holds no classifier: pass the folder of a run of review_train'
+      f'--{flag}={folder} holds no classifier: pass the folder of a run of review_train'
     ) from None
 
 

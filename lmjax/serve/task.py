@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lmjax.core.config import leaf, part
 from lmjax.core.errors import UserError, need
+from lmjax.core.storage import at
 from lmjax.core.task import Report, Task
 from lmjax.generate.continuous import Batching
 from lmjax.generate.sampler import Sampler
@@ -79,7 +80,8 @@ class Serve(Serving):
   name: str = leaf('', "What the API calls the model; empty: its checkpoint's name.")
   api_keys: str = leaf('', 'File of keys, from --experiment=api_key; empty: nobody needs one.')
   moderation: str = leaf(
-    '', 'package.module:function of (text, side) -> why it is refused, or None.'
+    '',
+    'package.module:function of (text, side) -> why it is refused, or None; or a run of review_train.',
   )
   index: str = leaf('', 'Folder of an index that search_posts built, for /search and the page.')
   search_checkpoint: str = leaf('', 'The folder of a run of search_tune, for this index.')
@@ -156,9 +158,13 @@ def default_name(checkpoint: str, loaded: Loaded) -> str:
 
 
 def read_moderation(name: str) -> 'Moderation | None':
-  """The function `package.module:function`; UserError where there is none."""
+  """The function `package.module:function`, or a trained classifier's; UserError where there is none."""
   if not name:
     return None
+  if at(name).is_dir():
+    from lmjax.ads.review import load_classifier
+
+    return load_classifier(name, 'moderation').moderate
   module, _, function = name.partition(':')
   try:
     found = getattr(importlib.import_module(module), function, None)

@@ -8,6 +8,7 @@ import pytest
 from lmjax.ads.review import ReviewEval, ReviewTrain, load_classifier, measure_review
 from lmjax.core.errors import UserError
 from lmjax.models.classifier import NgramHash
+from lmjax.serve.task import read_moderation
 
 SMALL = NgramHash(buckets=4096)
 
@@ -36,6 +37,11 @@ def test_what_is_learnt_tells_unseen_texts(tmp_path):
   trained = ReviewEval(texts=unseen, positive=('rude',), checkpoint=str(tmp_path / 'one'))
   assert trained.run(tmp_path)['macro_f1'] > 0.95
   assert ReviewEval(texts=unseen, positive=('rude',)).run(tmp_path)['recall'] == 0
+  moderation = read_moderation(str(tmp_path / 'one'))
+  assert moderation is not None
+  assert moderation('look you dolt !', 'input')
+  assert moderation('look you guest !', 'output') is None
+  assert moderation(' ', 'input') is None
 
 
 def test_figures_count_as_they_say():
@@ -54,3 +60,5 @@ def test_mistakes_are_named(tmp_path):
     ReviewTrain(texts=(texts,), positive=('rude',)).run(tmp_path)
   with pytest.raises(UserError, match='review_train'):
     ReviewEval(texts=(texts,), positive=('rude',), checkpoint=str(tmp_path)).run(tmp_path)
+  with pytest.raises(UserError, match='--moderation=.* holds no classifier'):
+    read_moderation(str(tmp_path))

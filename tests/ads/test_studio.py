@@ -1,0 +1,95 @@
+"""A brief becomes a folder of reviewed creatives; a person decides, on what was reviewed alone."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from lmjax.ads.brief import Refused, parse_brief
+from lmjax.ads.creative import Copy, Problem, find_problems, limits_of
+from lmjax.ads.record import Decide, make_record
+from lmjax.ads.studio import Studio
+from lmjax.ads.writer import copy_schema
+from lmjax.core.errors import UserError
+from lmjax.core.task import write_json
+
+BRIEF = {
+  'product': 'Oat bread',
+  'facts': ['baked every morning', 'no added sugar', '750 g'],
+  'formats': ['300x250', '728x90'],
+  'colours': ['#0a7'],
+  'must_not': ['cheap'],
+  'picture': 'loaf.png',
+}
+
+
+def make(folder, **change):
+  """A run of templates alone, for a brief beside its picture."""
+  image = Image.new('RGB', (90, 90), 'peru')
+  image.putpixel((1, 1), (0, 0, 0))
+  image.save(folder / 'loaf.png')
+  path = folder / 'brief.json'
+  path.write_text(json.dumps({**BRIEF, **change}))
+  return Studio(brief=str(path), checkpoint='', candidates=2, output=str(folder / 'out'))
+
+
+def test_a_brief_becomes_reviewed_creatives(tmp_path):
+  report = make(tmp_path).run(tmp_path)
+  assert [row['folder'] for row in report['creatives']] == ['01', '02']
+  folder = tmp_path / 'out' / '01'
+  record = json.loads((folder / 'review.json').read_text())
+  names = [f'{size}.{kind}' for size in BRIEF['formats'] for kind in ('png', 'svg')]
+  assert [image['file'] for image in record['images']] == names
+  assert sorted(path.name for path in folder.iterdir()) == sorted(
+    [*names, 'copy.json', 'review.json']
+  )
+  assert (record['verdict'], record['approval']['state']) == ('passed', 'pending')
+  assert all(image['contrast'] >= 4.5 for image in record['images'])
+  with Image.open(folder / '728x90.png') as image:
+    assert image.size == (728, 90)
+  assert 'Made with AI' in (folder / '300x250.svg').read_text()
+
+  Decide(review=str(folder), by='Kim').run(tmp_path)
+  assert json.loads((folder / 'review.json').read_text())['approval']['by'] == 'Kim'
+  (folder / '300x250.png').write_bytes(b'another')
+  with pytest.raises(UserError, match='not the file that was reviewed'):
+    Decide(review=str(folder), by='Kim').run(tmp_path)
+  Decide(review=str(folder), by='Kim', state='rejected').run(tmp_path)
+
+
+def test_what_was_blocked_cannot_be_approved(tmp_path):
+  problem = Problem('figure', '12 kg')
+  record = make_record(
+    BRIEF, Copy('a', 'b', 'c'), made_by='x', problems=[problem], scores={}, images=[], disclosure=''
+  )
+  write_json(tmp_path / 'review.json', record)
+  with pytest.raises(UserError, match='figure 12 kg'):
+    Decide(review=str(tmp_path), by='Kim').run(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('change', 'error', 'said'),
+  [
+    ({'product': 'Heroin'}, Refused, 'prohibited_goods'),
+    ({'product': 'Oat' * 30}, Refused, 'at most 60'),
+    ({'picture': 'none.png'}, UserError, 'cannot be read'),
+    ({'must': ['cheap bread']}, UserError, 'no copy passed'),
+  ],
+)
+def test_what_cannot_be_made_is_named(tmp_path, change, error, said):
+  with pytest.raises(error, match=said):
+    make(tmp_path, **change).run(tmp_path)
+
+
+def test_a_model_is_held_to_the_briefs_words():
+  import jsonschema
+
+  brief = parse_brief(BRIEF)
+  limits = limits_of(brief.formats)
+  schema = copy_schema(brief, limits)
+  fits = jsonschema.Draft202012Validator(schema).is_valid
+  good = Copy('Discover oat bread', 'Oat bread baked every morning, ready for you.', 'See more')
+  assert fits(good._asdict())
+  assert find_problems(brief, good, limits) == []
+  for body in ('Oat bread cures you.', 'Oat bread for 3 euros.', 'oat bread for you', 'Oat ' * 30):
+    assert not fits(good._replace(body=body)._asdict()), body
