@@ -1,7 +1,9 @@
 """Advertising: creatives of a brief; which briefs are refused and why, and which texts are harmful."""
 
+from lmjax.ads.allocate import Allocate, Simulate
 from lmjax.ads.evaluate import BriefEval
 from lmjax.ads.record import Decide
+from lmjax.ads.response import ResponseTrain
 from lmjax.ads.review import ReviewEval, ReviewTrain
 from lmjax.ads.studio import Studio
 from lmjax.core.registry import experiment
@@ -17,6 +19,24 @@ def ads_studio() -> Studio:
 def ads_decide() -> Decide:
   """Approve or reject a creative: --review=FOLDER --state=approved --by=NAME."""
   return Decide()
+
+
+@experiment
+def response_train() -> ResponseTrain:
+  """Learn what audiences prefer, from pairs of copies: --pairs=FILE."""
+  return ResponseTrain()
+
+
+@experiment
+def ads_simulate() -> Simulate:
+  """Show creatives to a simulated audience by Thompson sampling, and plot the regret."""
+  return Simulate()
+
+
+@experiment
+def ads_allocate() -> Allocate:
+  """How often to show each creative, by a click log: --clicks=FILE."""
+  return Allocate()
 
 
 @experiment

@@ -78,7 +78,7 @@ def parse_brief(value: Any) -> Brief:
     raise _invalid('must', both[0], 'words that must_not does not hold')
   return Brief(
     product=product,
-    audience=_audience(row.get('audience')),
+    audience=parse_audience(row.get('audience')),
     tone=_text('tone', row.get('tone')),
     formats=tuple(map(_size, _texts('formats', row.get('formats')))),
     picture=_text('picture', row.get('picture')),
@@ -86,7 +86,8 @@ def parse_brief(value: Any) -> Brief:
   )
 
 
-def _audience(value: Any) -> Audience:
+def parse_audience(value: Any) -> Audience:
+  """The audience that a JSON object stands for, None for any; Refused where it is none."""
   row = _object('audience', {} if value is None else value, (*Audience._fields, *PROTECTED))
   if asked := [name for name in PROTECTED if row.get(name)]:
     raise Refused(

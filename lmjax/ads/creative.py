@@ -128,11 +128,11 @@ def _number(text: str) -> str:
 def _unsupported(source: str, text: str) -> list[str]:
   """Words of `text` that neither the source has nor claim nothing, and what it denies otherwise."""
   negations = set(vocabulary()['negations'])
-  known = set(map(stem, _words(source))) | set(map(stem, vocabulary()['neutral']))
+  known = set(map(stem, words_of(source))) | set(map(stem, vocabulary()['neutral']))
   numbers = vocabulary()['numbers']
   found = [
     word
-    for word in _words(text)
+    for word in words_of(text)
     if stem(word) not in known and word not in negations and word not in numbers
   ]
   said, meant = _denials(text), _denials(source)
@@ -149,7 +149,7 @@ def _denials(text: str) -> set[tuple[str, str]]:
   negations = set(vocabulary()['negations'])
   found = set()
   for line in text.splitlines():
-    words = _words(line)
+    words = words_of(line)
     for i, word in enumerate(words):
       if word in ('free', 'less') and i:
         found.add((stem(words[i - 1]), word))
@@ -163,14 +163,15 @@ def _polarity(text: str) -> list[tuple[str, bool]]:
   negations = set(vocabulary()['negations'])
   found = []
   for line in text.splitlines():
-    words = _words(line)
+    words = words_of(line)
     for i, word in enumerate(words):
       after = words[i + 1] in ('free', 'less') if i + 1 < len(words) else False
       found.append((word, after or any(one in negations for one in words[max(0, i - 2) : i])))
   return found
 
 
-def _words(text: str) -> list[str]:
+def words_of(text: str) -> list[str]:
+  """The words of a text in lower case, digits left out."""
   return re.findall(r"[^\W\d_]+(?:['’][^\W\d_]+)?", text.casefold())
 
 

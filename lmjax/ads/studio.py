@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 
 import lmjax
 from lmjax.ads import draw
+from lmjax.ads.audience import load_taxonomy
 from lmjax.ads.banner import Fonts, Palette, choose_palette, lay_out
 from lmjax.ads.brief import Brief, Refused, parse_brief
 from lmjax.ads.creative import Copy, Limits, Problem, find_problems, limits_of, unlike
 from lmjax.ads.policy import review_brief
 from lmjax.ads.record import FILE, make_record, sha256
+from lmjax.ads.response import load_response
 from lmjax.ads.review import Classifier, load_classifier
 from lmjax.ads.template import write_templates
 from lmjax.core.config import leaf, part
@@ -25,6 +27,7 @@ DEFAULT = 'smollm2-135m-instruct'
 SIZES = ((300, 250), (728, 90), (160, 600), (1200, 628), (1080, 1080))
 _PICTURES = ('.png', '.jpg', '.jpeg', '.webp')
 _TRIES = 3  # times as many copies are drawn as are shown, since some repeat or fail
+_TEMPLATE = 'template'
 _COUNTS = ('drawn', 'refused', 'repeated', 'kept')
 
 
@@ -47,7 +50,11 @@ class Studio(Task):
   )
   templates: int = leaf(2, 'Creatives of the template baseline.', low=0, high=16)
   classifier: str = leaf('', 'A run of review_train that also judges every copy; empty: none.')
-  disclosure: str = leaf('Made with AI', 'The line that pictures show; empty: none.')
+  response: str = leaf('', 'A run of response_train that ranks the copies; empty: by facts told.')
+  audiences: str = leaf(
+    '', 'A JSON file that adds groups to the taxonomy of audiences; empty: none.'
+  )
+  disclosure: str = leaf('Made with AI', "The line on pictures with a model's copy; empty: none.")
   font: str = leaf('', "A .ttf or .otf file; empty: Pillow's own, which has Latin letters.")
   seed: int = leaf(0, 'The same seed draws the same copies.', low=0, high=2**32 - 1)
   sampler: Sampler = part(Sampler(temperature=0.9, top_p=0.95), 'How copies are drawn.')
@@ -71,13 +78,18 @@ class Studio(Task):
     (output / 'refused.jsonl').write_text(
       ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in refused), encoding='utf-8'
     )
+    if not kept:
+      raise UserError(
+        f'no copy passed its checks, see {output}/refused.jsonl: shorten product and facts, or give '
+        'larger formats'
+      )
     palette = choose_palette(brief.colours)
     rows = []
     for number, one in enumerate(kept, 1):
       folder = output / f'{number:02}'
       folder.mkdir(exist_ok=True)
       images = self._draw(folder, brief, one, palette, fonts, picture)
-      made = {'made_by': one.made_by, 'scores': one.scores, 'disclosure': self.disclosure}
+      made = {'made_by': one.made_by, 'scores': one.scores, 'disclosure': self._line(one)}
       write_json(folder / 'copy.json', {**one.copy._asdict(), 'alt': images[0]['alt']})
       write_json(folder / FILE, make_record(said, one.copy, problems=[], images=images, **made))
       rows.append(
@@ -108,29 +120,40 @@ class Studio(Task):
       else:
         scores = {**score_copy(brief, copy), 'logprob': round(logprob, 4)}
         good.append(Candidate(copy, self.checkpoint, scores))
-    good.sort(key=lambda one: (-one.scores['facts'], -one.scores['logprob']))
+    good = self._rank(brief, good)
     first = {one.copy: one for one in reversed(good)}
     kept = [first[copy] for copy in unlike([one.copy for one in good])]
     counts = [len(drawn), len(refused), len(good) - len(kept), len(kept)]
     plain = [
-      Candidate(copy, 'template', score_copy(brief, copy))
+      Candidate(copy, _TEMPLATE, score_copy(brief, copy))
       for copy in write_templates(
         brief, limits, max(self.templates, 0 if drawn else self.candidates)
       )
       if not _harmful(copy, judge)
     ]
-    shown = kept[: self.candidates] + plain
-    if not shown:
-      raise UserError(
-        'no copy passed its checks, see refused.jsonl: shorten product and facts, or give larger formats'
-      )
+    shown = kept[: self.candidates] + self._rank(brief, plain)
     return shown, refused, dict(zip(_COUNTS, counts, strict=True))
+
+  def _rank(self, brief: Brief, copies: list[Candidate]) -> list[Candidate]:
+    """By what the audience prefers; without a model of that, by facts told and the writer's likelihood."""
+    if not self.response or not copies:
+      return sorted(copies, key=lambda one: (-one.scores['facts'], -one.scores.get('logprob', 0.0)))
+    model, taxonomy = load_response(self.response), load_taxonomy(self.audiences)
+    liked = model.scores(brief.audience, [one.copy.text for one in copies], taxonomy)
+    told = [
+      one._replace(scores={**one.scores, 'response': round(float(score), 4)})
+      for one, score in zip(copies, liked, strict=True)
+    ]
+    return sorted(told, key=lambda one: -one.scores['response'])
+
+  def _line(self, one: Candidate) -> str:
+    return '' if one.made_by == _TEMPLATE else self.disclosure
 
   def _draw(
     self, folder: Path, brief: Brief, one: Candidate, palette: Palette, fonts: Fonts, picture: Any
   ) -> list[dict[str, Any]]:
     """Writes the banners, and returns what the record says of each file."""
-    source = draw.RULES if one.made_by == 'template' else draw.COMPOSITE
+    source = draw.RULES if one.made_by == _TEMPLATE else draw.COMPOSITE
     tool = f'lmjax {lmjax.__version__} ({one.made_by})'
     alt = f'{brief.product}: {one.copy.headline}'
     if picture is not None:
@@ -139,7 +162,7 @@ class Studio(Task):
     for width, height in brief.formats or SIZES:
       banner = lay_out(
         one.copy, (width, height), palette, fonts,
-        picture=picture is not None, alt=alt, disclosure=self.disclosure,
+        picture=picture is not None, alt=alt, disclosure=self._line(one),
       )  # fmt: skip
       said = draw.provenance(source, tool, alt)
       files = {
@@ -191,6 +214,9 @@ def _make(folder: str) -> Path:
   path = Path(folder)
   try:
     path.mkdir(parents=True, exist_ok=True)
+    taken = sorted(path.glob(f'*/{FILE}'))
   except OSError as error:
     raise UserError(f'--output={folder} cannot be made ({error.strerror}): pass another') from None
+  if taken:
+    raise UserError(f'--output={folder} has creatives already: pass another, or remove them first')
   return path

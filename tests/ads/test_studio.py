@@ -47,7 +47,9 @@ def test_a_brief_becomes_reviewed_creatives(tmp_path):
   assert all(image['contrast'] >= 4.5 for image in record['images'])
   with Image.open(folder / '728x90.png') as image:
     assert image.size == (728, 90)
-  assert 'Made with AI' in (folder / '300x250.svg').read_text()
+  assert 'Made with AI' not in (folder / '300x250.svg').read_text()  # no model had a part in it
+  with pytest.raises(UserError, match='has creatives already'):
+    make(tmp_path).run(tmp_path)
 
   Decide(review=str(folder), by='Kim').run(tmp_path)
   assert json.loads((folder / 'review.json').read_text())['approval']['by'] == 'Kim'
