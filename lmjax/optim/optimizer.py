@@ -36,6 +36,8 @@ OUTER_MATRICES: set[Dims] = {
   ('position', 'embed'),
   ('embed', 'vocab'),
   ('embed', 'choice'),
+  ('latent', 'embed'),
+  ('embed', 'latent'),
 }
 HEAD_BIASES: set[Dims] = {('heads', 'head_dim'), ('kv_heads', 'head_dim')}
 

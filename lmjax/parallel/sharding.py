@@ -30,6 +30,7 @@ TABLE: dict[str | None, tuple[str, ...]] = {
   'expert': ('expert',),
   'rank': (),  # of a term beside a matrix (LoRA)
   'choice': (),  # of an expert, by the router
+  'latent': (),  # of a vector that stands for a picture
   'layers': ('pipe',),
   'stage': ('pipe',),
   'part': ('data', 'fsdp', 'expert', 'context'),  # what each device has of a sum over rows

@@ -148,3 +148,21 @@ def test_cache_folder_is_the_users(monkeypatch, tmp_path):
   assert assets.cache_folder() == Path.home() / '.cache/lmjax'
   monkeypatch.setenv('LMJAX_CACHE', '~/elsewhere')
   assert assets.cache_folder() == Path.home() / 'elsewhere'
+
+
+def test_a_folder_is_the_same_wherever_it_is_packed(tmp_path):
+  packed = []
+  for name, files in (('a', ('one', 'two')), ('b', ('two', 'one'))):
+    package = tmp_path / f'{name}.whl'
+    with zipfile.ZipFile(package, 'w', zipfile.ZIP_DEFLATED) as wheel:
+      for file in files:
+        wheel.writestr(
+          zipfile.ZipInfo(f'hello/data/{file}', (2000 + len(packed), 1, 1, 0, 0, 0)), file
+        )
+      wheel.writestr('hello/other', 'other')
+    packed.append(assets._extract(package, 'hello/data/', tmp_path / name))
+    assert assets._extract(package, 'hello/none/', tmp_path / 'none') is None
+  assert packed[0].read_bytes() == packed[1].read_bytes()
+  with zipfile.ZipFile(packed[0]) as zipped:
+    assert zipped.namelist() == ['one', 'two']
+    assert zipped.read('two') == b'two'

@@ -1,0 +1,16 @@
+"""Generators of pictures."""
+
+from lmjax.core.registry import experiment
+from lmjax.optim.average import AveragedAdamW
+from lmjax.train.images import TrainImages
+
+
+@experiment
+def emoji_flow() -> TrainImages:
+  """A rectified flow that draws emoji of prompts, in about five minutes on 2 cores (not measured)."""
+  return TrainImages(
+    steps=2600,
+    batch=256,
+    optimizer=AveragedAdamW(peak_lr=1e-3, b2=0.99, weight_decay=0.01),
+    evaluate_every=10_000,
+  )
