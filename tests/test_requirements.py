@@ -43,7 +43,7 @@ def distributions() -> dict[str, set[str]]:
 
 def test_every_import_comes_from_a_declared_requirement():
   required = declared('options', 'install_requires')
-  for extra in ('torch', 'hf', 'eval', 'serve', 'search', 'qdrant', 'bench', 's3', 'gcs'):
+  for extra in ('torch', 'hf', 'eval', 'serve', 'search', 'qdrant', 'ads', 'bench', 's3', 'gcs'):
     required |= declared('options.extras_require', extra)
   assert {module for module, names in distributions().items() if not names & required} == set()
 
