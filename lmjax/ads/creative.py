@@ -16,6 +16,10 @@ from lmjax.ads.policy import review_text, views
 
 _DATA = Path(__file__).with_name('words.json')
 _FIGURE = re.compile(r'([$€£]?) ?(\d+(?:[.,]\d+)*)[- ]?([%€$£]|[^\W\d_]+)?(?: ([^\W\d_]+))?')
+_OFFER = re.compile(
+  r'[%€$£]|\b(?:euros?|dollars?|pounds?|cents?|off|half price|discount)\b|\bfree (?:\w+ )?(?:delivery|'
+  r'shipping|postage|trial|returns?|gifts?|samples?|entry|fitting|month|refills?|installation)\b'
+)
 LONGEST_PRODUCT = 60  # characters, which the smallest banner has room for
 
 
@@ -44,7 +48,7 @@ class Problem(NamedTuple):
   """Why a copy is not shown.
 
   Attributes:
-    kind: 'empty', 'length', 'figure', 'claim', 'must', 'must_not', 'policy' or 'harmful'.
+    kind: 'empty', 'length', 'figure', 'offer', 'repeat', 'claim', 'must', 'must_not', 'policy' or 'harmful'.
     words: which of it.
   """
 
@@ -84,8 +88,11 @@ def find_problems(brief: Brief, copy: Copy, limits: Limits) -> list[Problem]:
   found += [
     Problem('figure', said) for key, said in _figures(copy.text).items() if key not in allowed
   ]
-  found += [Problem('claim', word) for word in _unsupported(source, copy.text)]
+  found += [Problem('offer', fact) for fact in _shortened(brief, copy.text)]
   said = f' {_plain(copy.text)} '
+  times = lambda one: len(re.findall(rf'(?<!\w){re.escape(_plain(one))}(?!\w)', said))
+  found += [Problem('repeat', one) for one in brief.facts if _plain(one) and times(one) > 1]
+  found += [Problem('claim', word) for word in _unsupported(source, copy.text)]
   found += [Problem('must', word) for word in brief.must if f' {_plain(word)} ' not in said]
   found += [Problem('must_not', word) for word in brief.must_not if _says(copy.text, word)]
   found += [Problem('policy', f'{one.reason}: {one.words}') for one in review_text(copy.text)]
@@ -117,6 +124,24 @@ def _figures(text: str) -> dict[tuple[str, ...], str]:
     key = (qualifier, _number(number), stem(sign or unit), stem(share) if unit == '%' else '')
     found[key] = match[0].strip()
   return found
+
+
+def _shortened(brief: Brief, text: str) -> list[str]:
+  """Prices and offers that are told in part, so perhaps without their condition."""
+  said = f' {_plain(text)} '
+  whole = {fact: f' {_plain(fact)} ' in said for fact in brief.facts}
+  told = {key for fact, is_whole in whole.items() if is_whole for key in _keys(fact)}
+  return [
+    fact
+    for fact, is_whole in whole.items()
+    if not is_whole and _OFFER.search(fact.casefold()) and _keys(fact) & _keys(text) - told
+  ]
+
+
+def _keys(text: str) -> set[Any]:
+  """The figures of a text, and 'free' where it gives something so."""
+  free = {'free'} if re.search(r'\bfree \w', text.casefold()) else set()
+  return set(_figures(text)) | free
 
 
 def _number(text: str) -> str:

@@ -1,8 +1,9 @@
-"""Copy by a language model, held by a grammar to the brief's words, words that claim nothing, and lengths.
+"""Copy by a language model, held by a grammar to sentences that claim nothing, the brief's facts and lengths.
 
 What the grammar lets through is still checked (`creative.find_problems`). Extras [ads], [serve].
 """
 
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -90,28 +91,44 @@ def _messages(brief: Brief, limits: Limits) -> list[dict[str, str]]:
 
 
 def copy_schema(brief: Brief, limits: Limits) -> dict[str, Any]:
-  """A JSON schema of copies that say nothing but the brief's phrases and words that claim nothing."""
-  facts = [_clean(fact) for fact in (*brief.facts, *brief.must) if _clean(fact)]
-  phrases = sorted({_clean(brief.product), *facts, *map(_lower, facts)}, key=len, reverse=True)
-  words = [word for word in vocabulary()['neutral'] if "'" not in word]
-  words += [
-    one for word in re.findall(r'[^\W\d_]{3,}', source_of(brief)) for one in (word, word.lower())
-  ]
-  later = '|'.join(map(re.escape, dict.fromkeys([*phrases, *words])))
-  first = '|'.join(map(re.escape, dict.fromkeys(map(_upper, [*phrases, *words]))))
-  sentence = f'({first})((,)? ({later})){{1,12}}'
-  actions = [one for one in vocabulary()['actions'] if len(one) <= limits.action]
+  """A JSON schema of copies: sentences of words.json, filled with the brief's product and facts."""
+  said = source_of(brief._replace(must=())).casefold()
+  wanted = [word for word in brief.must if word.casefold() not in said]
+  facts = [_clean(fact) for fact in (*brief.facts, *wanted) if _clean(fact)]
+  words = vocabulary()
+  fill = lambda name: '|'.join(re.escape(one) for one in _filled(words[name], brief.product, facts))
+  heads, sentences = fill('headlines'), fill('sentences')
   text = lambda pattern, limit: {'type': 'string', 'pattern': f'^{pattern}$', 'maxLength': limit}
   return {
     'type': 'object',
     'properties': {
-      'headline': text(f'({first})((,)? ({later})){{1,7}}', limits.headline),
-      'body': text(f'{sentence}[.!]( {sentence}[.!]){{0,2}}', limits.body),
-      'action': {'type': 'string', 'enum': actions},
+      'headline': text(f'({heads})', limits.headline),
+      'body': text(f'({sentences})( ({sentences})){{0,2}}', limits.body),
+      'action': {
+        'type': 'string',
+        'enum': [one for one in words['actions'] if len(one) <= limits.action],
+      },
     },
     'required': list(Copy._fields),
     'additionalProperties': False,
   }
+
+
+def _filled(frames: Sequence[str], product: str, facts: Sequence[str]) -> list[str]:
+  """Each frame with the product and every choice of facts, none twice."""
+  found: dict[str, None] = {}
+  name = _clean(product)
+  for frame in frames:
+    slots = len(re.findall(r'{[Ff]act}', frame))
+    for chosen in itertools.permutations(facts, slots):
+      rest = iter(chosen)
+      fill = {'{product}': lambda: name, '{Product}': lambda: _upper(name)}
+      fill |= {
+        '{fact}': lambda rest=rest: _lower(next(rest)),
+        '{Fact}': lambda rest=rest: _upper(next(rest)),
+      }
+      found[re.sub(r'{\w+}', lambda slot, fill=fill: fill[slot[0]](), frame)] = None
+  return list(found)
 
 
 def _clean(text: str) -> str:
@@ -123,4 +140,5 @@ def _upper(text: str) -> str:
 
 
 def _lower(text: str) -> str:
-  return text[:1].lower() + text[1:]
+  """As within a sentence, but for names: a word of more capitals, or one alone, stays."""
+  return text if text[1:2].isupper() or not text[1:2].isalpha() else text[:1].lower() + text[1:]

@@ -9,7 +9,7 @@ from lmjax.ads.template import write_templates
 BRIEF = parse_brief(
   {
     'product': 'Harbour oat bread',
-    'facts': ['baked every morning', 'no added sugar', 'from 3.50 euros', '20% off until Sunday', 'up to 7 days fresh'],
+    'facts': ['free delivery over 30 euros', 'baked every morning', 'no added sugar', 'from 3.50 euros', '20% off until Sunday', 'up to 7 days fresh'],
     'must': ['oat'],
     'must_not': ['cheap'],
     'formats': ['300x250', '1200x628'],
@@ -26,6 +26,7 @@ def problems(body, headline='Harbour oat bread', action='See more'):
   'body',
   [
     'Baked every morning. No added sugar.',
+    'Free delivery over 30 euros.',
     'Discover bread from 3,50 euros.',
     '20% off until Sunday, and up to seven days fresh!',
     '',
@@ -45,6 +46,9 @@ def test_what_the_brief_says_may_be_said(body):
     ('From 3.50 dollars', 'figure', '3.50 dollars'),
     ('20% sugar', 'figure', '20% sugar'),
     ('Up to ten days fresh', 'figure', '10 days fresh'),
+    ('Free delivery', 'offer', 'over 30 euros'),
+    ('20% off bread', 'offer', 'until Sunday'),
+    ('Baked every morning. Baked every morning.', 'repeat', 'baked'),
     ('Never baked', 'claim', 'never bak'),
     ('Ch3ap bread', 'must_not', 'cheap'),
     ('c-h-e-a-p', 'must_not', 'cheap'),

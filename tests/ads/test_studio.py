@@ -6,10 +6,10 @@ import pytest
 from PIL import Image
 
 from lmjax.ads.brief import Refused, parse_brief
-from lmjax.ads.creative import Copy, Problem, find_problems, limits_of
+from lmjax.ads.creative import Copy, Limits, Problem, find_problems, limits_of, vocabulary
 from lmjax.ads.record import Decide, make_record
 from lmjax.ads.studio import Studio
-from lmjax.ads.writer import copy_schema
+from lmjax.ads.writer import _filled, copy_schema
 from lmjax.core.errors import UserError
 from lmjax.core.task import write_json
 
@@ -90,8 +90,12 @@ def test_a_model_is_held_to_the_briefs_words():
   limits = limits_of(brief.formats)
   schema = copy_schema(brief, limits)
   fits = jsonschema.Draft202012Validator(schema).is_valid
-  good = Copy('Discover oat bread', 'Oat bread baked every morning, ready for you.', 'See more')
+  good = Copy('Discover Oat bread', 'Oat bread, baked every morning. Make it yours.', 'See more')
   assert fits(good._asdict())
   assert find_problems(brief, good, limits) == []
+  wide = Limits(200, 200, 30)
+  for name in ('headlines', 'sentences'):
+    for text in _filled(vocabulary()[name], brief.product, brief.facts):
+      assert find_problems(brief, Copy(text, '', 'See more'), wide) == []
   for body in ('Oat bread cures you.', 'Oat bread for 3 euros.', 'oat bread for you', 'Oat ' * 30):
     assert not fits(good._replace(body=body)._asdict()), body
