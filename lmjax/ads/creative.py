@@ -92,6 +92,8 @@ def find_problems(brief: Brief, copy: Copy, limits: Limits) -> list[Problem]:
   said = f' {_plain(copy.text)} '
   times = lambda one: len(re.findall(rf'(?<!\w){re.escape(_plain(one))}(?!\w)', said))
   found += [Problem('repeat', one) for one in brief.facts if _plain(one) and times(one) > 1]
+  sentences = [_plain(one) for one in re.split(r'[.!?](?:\s|$)', copy.body) if _plain(one)]
+  found += [Problem('repeat', one) for one in set(sentences) if sentences.count(one) > 1]
   found += [Problem('claim', word) for word in _unsupported(source, copy.text)]
   found += [Problem('must', word) for word in brief.must if f' {_plain(word)} ' not in said]
   found += [Problem('must_not', word) for word in brief.must_not if _says(copy.text, word)]

@@ -91,7 +91,7 @@ def most_alike(
     told, known: features and weights, `images.encode_prompts`.
     size: features there are.
   """
-  dense = lambda pair: _dense(*pair, size)
+  dense = lambda pair: _dense(pair[0], pair[1], size)
   there = dense(known)
   return np.concatenate([np.argmax(dense((f, w)) @ there.T, axis=1) for f, w in _blocks(*told)])
 

@@ -49,6 +49,7 @@ def test_what_the_brief_says_may_be_said(body):
     ('Free delivery', 'offer', 'over 30 euros'),
     ('20% off bread', 'offer', 'until Sunday'),
     ('Baked every morning. Baked every morning.', 'repeat', 'baked'),
+    ('Make it yours. Make it yours!', 'repeat', 'make it yours'),
     ('Never baked', 'claim', 'never bak'),
     ('Ch3ap bread', 'must_not', 'cheap'),
     ('c-h-e-a-p', 'must_not', 'cheap'),
