@@ -141,6 +141,7 @@ def test_a_server_is_measured(address):
   assert wrong.summary()['ttft_p99_ms'] is None
 
 
+@pytest.mark.slow
 def test_overload_and_memory_are_measured(address):
   task = bench.BenchServe(tokens=24, requests=1, gap_seconds=0.2, overload=4, soak_minutes=0.005)
   found = task._measure_overload(address, ['a', 'b c'])
