@@ -1,10 +1,10 @@
 """`bench_time_to_loss`: how long lmjax takes to the loss at which a nanoGPT recipe in torch ends.
 
 The peer trains for a given time after torch.compile has compiled; its clock runs from the start of its
-process to the end of training, and what it reaches on the held-out posts is the target. lmjax then
-trains `posts_tiny` to the end of its schedule in ever more steps, each time anew and on the same posts,
-split and tokenizer, until it is there; its clock runs from the start of its process too. Caches of both
-are warm. Loading, compiling and the last save count, evaluating does not.
+process to the end of training, and what it reaches on the held-out posts is the target. lmjax then trains
+`posts_tiny`, with what was best in short runs, to the end of its schedule in ever more steps, each time
+anew and on the same posts, split and tokenizer, until it is there; its clock runs from the start of its
+process too. Caches of both are warm. Loading, compiling and the last save count, evaluating does not.
 """
 
 import json
@@ -35,7 +35,11 @@ class TimeToLoss(Task):
   seeds: tuple[int, ...] = leaf((0, 1, 2), 'One run of each side for each.', low=0)
   seconds: float = leaf(180.0, 'How long the peer trains, after compiling.', above=0.0)
   steps: tuple[int, ...] = leaf(
-    (45, 60, 80, 110, 150, 200, 270, 360, 480), 'Lengths of our run, tried in turn.', low=1
+    (45, 55, 70, 90, 120, 160, 220, 300, 400), 'Lengths of our run, tried in turn.', low=1
+  )
+  settings: tuple[str, ...] = leaf(
+    ('model.mlp=512', 'optimizer.matrix_lr=0.025', 'optimizer.peak_lr=3e-3'),
+    'Flags of our run: the best of the trials in BUILD.md.',
   )
   width: int = leaf(192, 'Width of the peer.', low=64)
   layers: int = leaf(3, 'Layers of the peer.', low=1)
@@ -80,7 +84,7 @@ class TimeToLoss(Task):
     print(f'seed {seed}: the peer reached {theirs.bits_per_byte:.3f} in {theirs.seconds:.0f} s')
     tries = []
     for steps in self.steps:
-      tries.append(_train(steps, seed, workdir / 'ours', log))
+      tries.append(self._train(steps, seed, workdir / 'ours', log))
       last = tries[-1]
       print(f'  lmjax, {steps} steps: {last.bits_per_byte:.3f} in {last.seconds:.0f} s', flush=True)
       if last.bits_per_byte <= theirs.bits_per_byte:
@@ -92,6 +96,22 @@ class TimeToLoss(Task):
       'lmjax': [one._asdict() for one in tries],
       'wall_clock': last.seconds / theirs.seconds if there else None,
     }
+
+  def _train(self, steps: int, seed: int, workdir: Path, log: Path) -> 'Trained':
+    """Trains `posts_tiny` once, its programs compiled before."""
+    flags = {'steps': steps, 'seed': seed, 'workdir': workdir, 'evaluate_every': steps + 1}
+    flags |= {'checkpoint.every_steps': steps, 'samples': 0, 'baselines': 'false'}
+    run = [sys.executable, '-m', 'lmjax.main', f'--experiment={_EXPERIMENT}']
+    run += [f'--{name}={value}' for name, value in flags.items()] + [f'--{one}' for one in self.settings]
+    for more in (['--stop_at=1', '--final_posts=1'], []):
+      shutil.rmtree(workdir, ignore_errors=True)
+      with contest.Watch() as watch, log.open('a') as file:
+        ended = subprocess.run([*run, *more], stdout=file, stderr=file, check=False)
+      if ended.returncode:
+        raise UserError(f'{_EXPERIMENT} ended with exit code {ended.returncode}: see {log}')
+    report = json.loads((workdir / 'report.json').read_text(encoding='utf-8'))
+    names = ('bits_per_byte', 'trained_seconds', 'steps', 'params')
+    return Trained(*(report[name] for name in names), others=watch.others)
 
 
 class Trained(NamedTuple):
@@ -143,20 +163,3 @@ def _train_peer(settings: dict[str, Any], log: Path) -> Trained:
       raise UserError(f'the peer ended with exit code {process.returncode}: see {log}')
   names = ('bits_per_byte', 'seconds', 'steps', 'params')
   return Trained(*(said[name] for name in names), others=watch.others)
-
-
-def _train(steps: int, seed: int, workdir: Path, log: Path) -> Trained:
-  """Trains `posts_tiny` once, its programs compiled before."""
-  flags = {'steps': steps, 'seed': seed, 'workdir': workdir, 'evaluate_every': steps + 1}
-  flags |= {'checkpoint.every_steps': steps, 'samples': 0, 'baselines': 'false'}
-  run = [sys.executable, '-m', 'lmjax.main', f'--experiment={_EXPERIMENT}']
-  run += [f'--{name}={value}' for name, value in flags.items()]
-  for more in (['--stop_at=1', '--final_posts=1'], []):
-    shutil.rmtree(workdir, ignore_errors=True)
-    with contest.Watch() as watch, log.open('a') as file:
-      ended = subprocess.run([*run, *more], stdout=file, stderr=file, check=False)
-    if ended.returncode:
-      raise UserError(f'{_EXPERIMENT} ended with exit code {ended.returncode}: see {log}')
-  report = json.loads((workdir / 'report.json').read_text(encoding='utf-8'))
-  names = ('bits_per_byte', 'trained_seconds', 'steps', 'params')
-  return Trained(*(report[name] for name in names), others=watch.others)

@@ -38,7 +38,7 @@ class Batching(Config):
     2048, 'Tokens of a sequence, prompt and answer; less if it was made for less.', low=2
   )
   chunk: int = leaf(128, 'Tokens of a step at most, which long prompts are cut to.', low=2)
-  queue: int = leaf(16, 'Requests that may wait; more are refused.', low=0)
+  queue: int = leaf(32, 'Requests that may wait for their first token; more are refused.', low=1)
   lookup: int = leaf(
     4, 'Tokens guessed ahead by what followed the same words before; 0: none.', low=0
   )

@@ -105,7 +105,7 @@ class Scheduler:
 
     Args:
       budget: tokens of a step at most, more than `rows`.
-      queue: requests that may wait.
+      queue: requests that may wait for their first token, in a row or before they get one.
       drafts: tokens guessed ahead of a sequence at most, by looking up what followed the same words
         earlier in it.
       wanted: draws of a step at most, no fewer than `rows`.
@@ -146,7 +146,8 @@ class Scheduler:
     """
     for request in requests:
       self._check(request)
-    if len(self._queue) + len(requests) > self._bound + len(self._freed):
+    unanswered = sum(not running.added for running in self.running)
+    if self.waiting + unanswered + len(requests) > self._bound:
       raise Full
     for request in requests:
       # The first requests of all owners come before the second of any, whoever came when.

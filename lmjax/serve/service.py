@@ -186,7 +186,7 @@ class Service:
     Raises:
       ApiError: 429, there is no room for them now, or 400, there never is for so many.
     """
-    most = self.batching.rows + self.batching.queue
+    most = self.batching.queue
     if len(asks) > most:
       message = f'{len(asks)} answers at once, and {most} fit: ask for fewer, n or prompts'
       raise ApiError(400, message, param='n')
@@ -197,7 +197,7 @@ class Service:
       seconds = max(1, round(self._step_seconds * (1 + self.engine.waiting)))
       raise ApiError(
         429,
-        f'{self.engine.waiting} requests wait already: try again in {seconds} s',
+        f'as many requests wait as may: try again in {seconds} s',
         code='overloaded',
         retry_seconds=seconds,
       ) from None

@@ -23,7 +23,7 @@ _HELP = '/new begins anew, /exit or Ctrl-D ends, Ctrl-C stops an answer'
 class Chat(Serving):
   """Talks with a model in the terminal, answers streaming."""
 
-  batching: Batching = part(Batching(rows=1, queue=0), 'Room for the conversation.')
+  batching: Batching = part(Batching(rows=1, queue=1), 'Room for the conversation.')
   system: str = leaf('', 'What the model is told before all; empty: what its template has.')
   prompt: str = leaf('', 'One question, answered before the end; empty: a conversation.')
   max_tokens: int = leaf(512, 'Tokens of an answer at most.', low=1)

@@ -72,7 +72,7 @@ def test_a_long_prompt_is_cut_and_the_others_go_on():
 
 
 def test_who_waits_is_taken_by_priority_then_by_turns_of_owners_then_by_arrival():
-  scheduler = make_scheduler(rows=1)
+  scheduler = make_scheduler(rows=1, queue=5)
   asked = [('a', 'x', 0), ('b', 'x', 0), ('c', 'x', 0), ('d', 'y', 0), ('e', 'z', -1)]
   arrivals = [(name, make_request(2, 1, owner=o, priority=p)) for name, o, p in asked]
   trace = run(scheduler, {0: arrivals}, 6)
@@ -81,11 +81,15 @@ def test_who_waits_is_taken_by_priority_then_by_turns_of_owners_then_by_arrival(
 
 def test_the_queue_is_bounded_and_what_never_fits_is_refused():
   scheduler = make_scheduler(rows=1, queue=2)
-  for _ in range(3):  # a row is free
-    scheduler.add(make_request(2))
+  for _ in range(2):
+    scheduler.add(make_request(2, 5))
   with pytest.raises(Full):
     scheduler.add(make_request(2))
-  scheduler.plan(0.0)
+  (span,) = scheduler.plan(0.0).spans
+  with pytest.raises(Full):  # in a row, and without its first token
+    scheduler.add(make_request(2))
+  scheduler.advance(span, [7])
+  scheduler.add(make_request(2))
   with pytest.raises(Full):
     scheduler.add(make_request(2))
   with pytest.raises(UserError, match='190 tokens of prompt and 11 to add are 201, and 200 fit'):

@@ -167,7 +167,7 @@ REFUSED = {
     'invalid_value',
     'the schema or pattern is not understood',
   ),
-  'many': ({'n': 13}, 400, None, '13 answers at once, and 12 fit: ask for fewer'),
+  'many': ({'n': 13}, 400, None, '13 answers at once, and 8 fit: ask for fewer'),
   'tool': ({'tool_choice': 'required'}, 400, None, 'tool_choice names no tool'),
   'logprobs': ({'top_logprobs': 1}, 400, None, 'top_logprobs needs logprobs'),
 }
