@@ -21,7 +21,7 @@ def arithmetic_base() -> ArithmeticBase:
   """Pretrain a small model on text with sums: the recipe that arithmetic_grpo begins from."""
   plain = Norm(scale='none')
   return ArithmeticBase(
-    steps=600,
+    steps=1000,
     batch=16,
     length=128,
     text=TokenizerConfig(vocab=SMALLEST),
@@ -58,13 +58,13 @@ def arithmetic_grpo() -> Grpo:
   return Grpo(
     base=Base(checkpoint='arithmetic_base'),
     lora=None,
-    steps=150,
+    steps=100,
     batch=256,
     group=16,
     length=128,
     objective=Policy(),
     optimizer=AdamW(
-      peak_lr=1e-3,
+      peak_lr=3e-4,
       weight_decay=0.0,
       schedule=WarmupStableDecay(warmup_fraction=0.05, decay_fraction=0.2),
     ),

@@ -49,7 +49,10 @@ def posts(count: int, seed: int) -> Iterator[str]:
   draw = lambda: known[rng.integers(len(known))]
   for number in range(count):
     if number % _QUESTIONS == 0:
-      yield ', '.join(f'{each.a}+{each.b}={each.answer}' for each in (draw() for _ in range(_SUMS)))
+      then = ('=', '? ')[rng.integers(2)]
+      yield ', '.join(
+        f'{each.a}+{each.b}{then}{each.answer}' for each in (draw() for _ in range(_SUMS))
+      )
       continue
     asked, answered = draw(), rng.random() < _ANSWERED
     said = asked.answer if answered else _SHRUGS[rng.integers(len(_SHRUGS))]
