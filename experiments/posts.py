@@ -11,6 +11,7 @@ from lmjax.models.transformer import Decoder, Rope
 from lmjax.objectives.language import Language
 from lmjax.optim.optimizer import AdamW, Muon
 from lmjax.optim.schedule import Cosine, WarmupStableDecay
+from lmjax.optim.transfer import peak_lr
 from lmjax.parallel.mesh import Mesh
 from lmjax.train.ladder import Ladder
 from lmjax.train.pretrain import Pretrain
@@ -159,7 +160,7 @@ def _large(model: Decoder, mesh: Mesh, batch: int) -> Pretrain:
     length=8192,
     model=model,
     objective=Language(chunk=1024, z_loss=1e-4),
-    optimizer=AdamW(peak_lr=3e-4, schedule=Cosine(warmup_fraction=0.02)),
+    optimizer=AdamW(peak_lr=peak_lr(model.width), schedule=Cosine(warmup_fraction=0.02)),
     mesh=mesh,
     text=TokenizerConfig(vocab=model.vocab or 128_000),
     checkpoint=Checkpoint(every_steps=500, keep_latest=3, keep_every=10_000),

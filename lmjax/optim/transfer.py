@@ -1,6 +1,16 @@
-"""How a learning rate that was found at one width is carried to another."""
+"""How a learning rate that was found at some widths is carried to others.
 
+transfer.json is the one place of the law that large experiments take theirs from, and says whose it is;
+`--experiment=posts_ladder --update` writes the law that the ladder fitted.
+"""
+
+import json
+from pathlib import Path
 from typing import NamedTuple
+
+from lmjax.core.task import write_json
+
+COMMITTED = Path(__file__).with_name('transfer.json')
 
 
 class WidthLaw(NamedTuple):
@@ -16,3 +26,13 @@ class WidthLaw(NamedTuple):
 
   def peak_lr(self, width: float) -> float:
     return self.rate * (self.width / width) ** self.exponent
+
+  def commit(self, source: str, path: Path = COMMITTED) -> None:
+    """Writes the law to `path`; `source` says from where it is."""
+    write_json(path, {'law': self._asdict(), 'source': source})
+
+
+def peak_lr(width: int, path: Path = COMMITTED) -> float:
+  """Peak learning rate at a width by the committed law, to two digits: it is not known better."""
+  law = WidthLaw(**json.loads(path.read_text(encoding='utf-8'))['law'])
+  return float(f'{law.peak_lr(width):.2g}')

@@ -39,6 +39,7 @@ class Ladder(Task):
     (3e-3, 6e-3, 12e-3), 'Learning rates that each size is tried at.', above=0.0
   )
   steps: int = leaf(200, 'Steps of each run.', low=10)
+  update: bool = leaf(False, 'Write the law of learning rates where large experiments read it.')
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -75,6 +76,8 @@ class Ladder(Task):
       'error': last.bits_per_byte - expected,
       'relative_error': last.bits_per_byte / expected - 1,
     }
+    if self.update:
+      rate_law.commit(self._source(last.rate, report['relative_error']))
     print(
       f'best learning rate: {rate_law.peak_lr(128):.2g} at width 128, times '
       f'(128 / width)^{rate_law.exponent:.2f}\n'
@@ -83,6 +86,12 @@ class Ladder(Task):
       f'reached, {report["relative_error"]:+.2%}'
     )
     return report
+
+  def _source(self, rate: float, error: float) -> str:
+    return (
+      f'posts_ladder: {self.target} at widths {", ".join(map(str, self.widths))}, {self.steps} steps; '
+      f'at width {self.predicted} and {rate:.2g} the loss was {error:+.2%} from the prediction'
+    )
 
   def _train(self, width: int, rate: float, workdir: Path) -> 'Rung':
     """One run to its end, in a process of its own."""

@@ -4,7 +4,9 @@ import math
 
 import pytest
 
+from lmjax.core import registry
 from lmjax.core.errors import UserError
+from lmjax.optim import transfer
 from lmjax.optim.transfer import WidthLaw
 from lmjax.train.ladder import Ladder, LossLaw, Rung, fit_losses, fit_rates
 
@@ -42,3 +44,18 @@ def test_too_few_sizes_are_refused():
 def test_a_width_without_whole_heads_is_refused():
   with pytest.raises(UserError, match='pass 96 or 128'):
     Ladder(predicted=100)
+
+
+def test_large_experiments_take_their_rate_from_the_committed_law():
+  large = ('posts_dense_1b', 'posts_dense_8b', 'posts_dense_70b', 'posts_moe_314b')
+  for task in map(registry.find, large):
+    assert task.optimizer.peak_lr == transfer.peak_lr(task.model.width)
+  rates = [registry.find(name).optimizer.peak_lr for name in large[:3]]
+  assert rates == sorted(set(rates), reverse=True)
+
+
+def test_what_the_ladder_commits_is_read_back(tmp_path):
+  path = tmp_path / 'transfer.json'
+  law = WidthLaw(width=128, rate=4e-3, exponent=0.7)
+  law.commit('a test', path)
+  assert transfer.peak_lr(1024, path) == pytest.approx(law.peak_lr(1024), rel=0.05)
