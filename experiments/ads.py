@@ -6,6 +6,7 @@ from lmjax.ads.record import Decide
 from lmjax.ads.response import ResponseTrain
 from lmjax.ads.review import ReviewEval, ReviewTrain
 from lmjax.ads.studio import Studio
+from lmjax.bench.ads_eval import AdsEval
 from lmjax.core.registry import experiment
 
 
@@ -55,3 +56,9 @@ def review_train() -> ReviewTrain:
 def review_eval() -> ReviewEval:
   """Measure how harmful texts are told: --texts=FILE --positive=label,label [--checkpoint=RUN]."""
   return ReviewEval()
+
+
+@experiment
+def ads_eval() -> AdsEval:
+  """Measure copy, pictures and review, on what ships: [--checkpoint=RUN] [--pictures=RUN]."""
+  return AdsEval()

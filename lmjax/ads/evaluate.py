@@ -10,6 +10,8 @@ from lmjax.core.errors import UserError, need
 from lmjax.core.task import Report, Task
 from lmjax.data.files import numbered_lines
 
+JUDGED = Path(__file__).with_name('judged.jsonl')
+"""Briefs that were judged apart from the rules, which were mended to them after."""
 _SHAPE = '{"brief": {"product": "..."}, "allowed": false, "reason": "hate"}'
 
 

@@ -63,16 +63,25 @@ class Decide(Task):
     """Returns the record; UserError where its checks did not pass or a file has changed since."""
     need('review', self.review, f'FOLDER, of a creative with its {FILE}')
     need('by', self.by, 'NAME, who decided')
-    path = Path(self.review)
-    path = path / FILE if path.is_dir() else path
-    record = read_record(path)
-    if self.state == 'approved':
-      _check_whole(path.parent, record)
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
-    record['approval'] = {'state': self.state, 'by': self.by, 'at': now, 'note': self.note}
-    write_json(path, record)
-    print(f'{path}: {self.state} by {self.by}')
-    return {'review': str(path), **record['approval']}
+    record = decide(Path(self.review), self.state, self.by, self.note)
+    print(f'{self.review}: {self.state} by {self.by}')
+    return {'review': self.review, **record['approval']}
+
+
+def decide(path: Path, state: Decision, by: str, note: str = '') -> dict[str, Any]:
+  """Writes what a person decided into the record at `path`, or in that folder, and returns it.
+
+  Raises:
+    UserError: approved though its checks did not pass, or a file has changed since.
+  """
+  path = path / FILE if path.is_dir() else path
+  record = read_record(path)
+  if state == 'approved':
+    check_whole(path.parent, record)
+  now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
+  record['approval'] = {'state': state, 'by': by, 'at': now, 'note': note}
+  write_json(path, record)
+  return record
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -86,7 +95,8 @@ def read_record(path: Path) -> dict[str, Any]:
   raise UserError(f'--review={path} is no review record: pass a folder that ads_studio wrote')
 
 
-def _check_whole(folder: Path, record: Mapping[str, Any]) -> None:
+def check_whole(folder: Path, record: Mapping[str, Any]) -> None:
+  """UserError where a creative did not pass its checks, or its files are not those that were reviewed."""
   if record['verdict'] != 'passed':
     said = ', '.join(f'{one["kind"]} {one["words"]}' for one in record['reasons'])
     raise UserError(f'{folder} did not pass its checks ({said}): it cannot be approved')

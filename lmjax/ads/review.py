@@ -3,8 +3,11 @@
 S texts, F buckets of n-grams.
 """
 
+import csv
 import functools
+import io
 import json
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +18,7 @@ import numpy as np
 import optax
 
 from lmjax.ads.policy import review_text
+from lmjax.core import assets
 from lmjax.core.config import from_json, leaf, part, to_json
 from lmjax.core.errors import UserError, nearest, need
 from lmjax.core.storage import at
@@ -25,6 +29,7 @@ from lmjax.models.classifier import NgramHash, inverse_frequency, linear_logits,
 _CONFIG, _WEIGHTS = 'classifier.json', 'classifier.npz'
 _HARM = ('hate', 'sexual', 'violence')
 _SMALLEST = 20  # texts of a class that are worth learning from
+_HARMLESS = 2000  # texts of posts, and of passages, beside the prompts of an asset
 TEXTS = 'JSONL, plain or compressed: text and label of each; several with commas.'
 POSITIVE = 'The labels that count as harmful, with commas.'
 
@@ -202,6 +207,19 @@ def read_labelled(paths: Sequence[str], positive: Sequence[str]) -> tuple[list[s
   if unknown := [label for label in positive if label not in labels]:
     raise UserError(f'no text has the label {unknown[0]!r}: {nearest(unknown[0], set(labels))}')
   return texts, np.isin(np.array(labels), positive)
+
+
+def asset_texts() -> tuple[list[str], np.ndarray]:
+  """(texts, bool [S] whether harmful) of assets: toxic prompts, and posts and sentences of passages."""
+  rows = lambda name: map(json.loads, assets.fetch(name).read_text(encoding='utf-8').splitlines())
+  harmful = [row['text'] for row in rows('toxicity-prompts')]
+  path = assets.fetch('healthtweets')
+  with zipfile.ZipFile(path) as archive, archive.open('healthtweets.csv') as file:
+    posts = [row['text'] for row in csv.DictReader(io.TextIOWrapper(file, encoding='utf-8'))]
+  passages = list(dict.fromkeys(row['passage'] for row in rows('boolq-passages')))
+  every = lambda texts: texts[:: max(1, len(texts) // _HARMLESS)][:_HARMLESS]
+  plain = every(posts) + [text.rpartition(' -- ')[2].partition('. ')[0] for text in every(passages)]
+  return harmful + plain, np.arange(len(harmful) + len(plain)) < len(harmful)
 
 
 def _row(path: str, number: int, line: str) -> tuple[str, str]:

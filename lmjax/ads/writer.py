@@ -1,4 +1,4 @@
-"""Copy by a language model, held by a grammar to sentences that claim nothing, the brief's facts and lengths.
+"""Copy by a language model: a plan says which facts, a grammar which sentences that claim nothing, and lengths.
 
 What the grammar lets through is still checked (`creative.find_problems`). Extras [ads], [serve].
 """
@@ -7,13 +7,15 @@ import itertools
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from lmjax.ads.brief import Brief
 from lmjax.ads.creative import Copy, Limits, source_of, vocabulary
 from lmjax.core.errors import UserError
 from lmjax.data import chat
-from lmjax.generate.constrain import Grammars
+from lmjax.generate.constrain import Grammar, Grammars
 from lmjax.generate.continuous import Batching, Engine, Settings
 from lmjax.generate.prepare import prepare
 from lmjax.generate.sampler import Sampler
@@ -21,8 +23,9 @@ from lmjax.generate.scheduler import Request
 from lmjax.generate.text import Ended, Piece, TextListener
 from lmjax.interop.load import Loaded
 
-_TOKENS = 160  # of an answer at most; the grammar ends it far earlier
+TOKENS = 160  # of an answer at most; the grammar ends it far earlier
 _ROWS = 4  # copies at a time
+_SENTENCES, _FACTS = 3, 2  # of a body, of a sentence, at most
 
 
 class Writer:
@@ -46,14 +49,16 @@ class Writer:
   def write(self, brief: Brief, limits: Limits, count: int, seed: int) -> list[tuple[Copy, float]]:
     """`count` copies and the mean log-probability of their tokens, nats; unreadable ones are left out."""
     tokenizer, template = self._loaded.tokenizer, self._loaded.chat_template
-    prompt = chat.encode(template or '', _messages(brief, limits), tokenizer, answer=True).tolist()
-    grammar = self._grammars.json_schema(copy_schema(brief, limits))
+    prompt = chat.encode(
+      template or '', copy_messages(brief, limits), tokenizer, answer=True
+    ).tolist()
+    grammars = copy_grammars(self._grammars, brief, limits, count, seed)
     found: list[list[Piece | Ended]] = [[] for _ in range(count)]
     requests = [
       Request(
         prompt=prompt,
-        max_tokens=_TOKENS,
-        settings=Settings(self._sampler, seed=seed, choice=i, constraint=grammar.fresh()),
+        max_tokens=TOKENS,
+        settings=Settings(self._sampler, seed=seed, choice=i, constraint=grammars[i]),
         listener=TextListener(tokenizer, found[i].append),
         ends=frozenset(self._loaded.ends),
       )
@@ -62,10 +67,19 @@ class Writer:
     self._engine.submit(*requests)
     while self._engine.step():
       pass
-    return [read for pieces in found if (read := _read(pieces)) is not None]
+    return [read for pieces in found if (read := read_copy(pieces)) is not None]
 
 
-def _read(pieces: Sequence[Piece | Ended]) -> tuple[Copy, float] | None:
+def copy_grammars(
+  grammars: Grammars, brief: Brief, limits: Limits, count: int, seed: int
+) -> list[Grammar]:
+  """What each of `count` copies is held to, by a plan of its own."""
+  plans = (plan_copy(brief, limits, np.random.default_rng((seed, i))) for i in range(count))
+  return [grammars.json_schema(copy_schema(brief, limits, plan)) for plan in plans]
+
+
+def read_copy(pieces: Sequence[Piece | Ended]) -> tuple[Copy, float] | None:
+  """The copy that an answer is and the mean log-probability of its tokens; None where it is none."""
   spoken = [piece for piece in pieces if isinstance(piece, Piece)]
   logprobs = [drawn.logprob for piece in spoken for drawn in piece.drawn]
   try:
@@ -75,7 +89,8 @@ def _read(pieces: Sequence[Piece | Ended]) -> tuple[Copy, float] | None:
     return None
 
 
-def _messages(brief: Brief, limits: Limits) -> list[dict[str, str]]:
+def copy_messages(brief: Brief, limits: Limits) -> list[dict[str, str]]:
+  """What a model is asked for the copy of a brief, answered in JSON."""
   lines = [f'Product: {brief.product}', *(f'Fact: {fact}' for fact in brief.facts)]
   lines += [f'Use the word: {word}' for word in brief.must]
   if brief.tone:
@@ -90,20 +105,79 @@ def _messages(brief: Brief, limits: Limits) -> list[dict[str, str]]:
   return [{'role': 'system', 'content': system}, {'role': 'user', 'content': '\n'.join(lines)}]
 
 
-def copy_schema(brief: Brief, limits: Limits) -> dict[str, Any]:
-  """A JSON schema of copies: sentences of words.json, filled with the brief's product and facts."""
+class Plan(NamedTuple):
+  """Which facts a copy says and in what order, so that each is said once; the words are left to a model.
+
+  Attributes:
+    head: the facts of the headline, none or one.
+    sentences: of each sentence of the body its facts, none, one or two.
+  """
+
+  head: tuple[str, ...]
+  sentences: tuple[tuple[str, ...], ...]
+
+
+def plan_copy(brief: Brief, limits: Limits, random: np.random.Generator) -> Plan:
+  """A plan with all facts of a brief in an order drawn at random, or as many as fit the body.
+
+  Moryossef et al. 2019 (arXiv:1904.03396): what is said is planned, then put into words.
+  """
   said = source_of(brief._replace(must=())).casefold()
   wanted = [word for word in brief.must if word.casefold() not in said]
-  facts = [_clean(fact) for fact in (*brief.facts, *wanted) if _clean(fact)]
+  facts = [_clean(fact) for fact in random.permutation([*brief.facts, *wanted]).tolist()]
+  facts = sorted(dict.fromkeys(filter(None, facts)), key=lambda fact: fact not in wanted)
+  most = _SENTENCES * _FACTS
+  for kept in range(min(len(facts), most + 1), -1, -1):
+    order = random.choice([1, -1])
+    for head, rest in _heads(facts[:kept])[::order]:
+      plan = Plan(head, _split(rest, random))
+      if _fits(brief, plan, limits):
+        closed = plan._replace(sentences=(*plan.sentences, ()))
+        room = len(plan.sentences) < _SENTENCES and _fits(brief, closed, limits)
+        return closed if room and (not rest or random.integers(2)) else plan
+  return Plan((), ())
+
+
+def _heads(facts: Sequence[str]) -> list[tuple[tuple[str, ...], Sequence[str]]]:
+  """The fact of a headline and the others: each in turn, then none."""
+  each = [((fact,), [*facts[:i], *facts[i + 1 :]]) for i, fact in enumerate(facts)]
+  return [*each, ((), facts)]
+
+
+def _split(facts: Sequence[str], random: np.random.Generator) -> tuple[tuple[str, ...], ...]:
+  """Facts in their order as sentences of one or two each, at most three."""
+  if not facts:
+    return ()
+  least = -(-len(facts) // _FACTS)
+  count = (
+    int(random.integers(least, min(_SENTENCES, len(facts)) + 1)) if least <= _SENTENCES else least
+  )
+  doubled = set(random.permutation(count)[: len(facts) - count].tolist())
+  rest = iter(facts)
+  return tuple(tuple(itertools.islice(rest, 1 + (i in doubled))) for i in range(count))
+
+
+def _fits(brief: Brief, plan: Plan, limits: Limits) -> bool:
+  """Whether some words for a plan are within the limits, none of it without words."""
   words = vocabulary()
-  fill = lambda name: '|'.join(re.escape(one) for one in _filled(words[name], brief.product, facts))
-  heads, sentences = fill('headlines'), fill('sentences')
+  head = _filled(words['headlines'], brief.product, plan.head)
+  body = [_filled(words['sentences'], brief.product, facts) for facts in plan.sentences]
+  if not head or not all(body) or len(body) > _SENTENCES:
+    return False
+  length = sum(min(map(len, one)) + 1 for one in body) - 1
+  return min(map(len, head)) <= limits.headline and length <= limits.body
+
+
+def copy_schema(brief: Brief, limits: Limits, plan: Plan) -> dict[str, Any]:
+  """A JSON schema of copies by a plan: sentences of words.json, filled with the brief's product and facts."""
+  words = vocabulary()
   text = lambda pattern, limit: {'type': 'string', 'pattern': f'^{pattern}$', 'maxLength': limit}
+  any_of = lambda name, facts: _any_of(_filled(words[name], brief.product, facts))
   return {
     'type': 'object',
     'properties': {
-      'headline': text(f'({heads})', limits.headline),
-      'body': text(f'({sentences})( ({sentences})){{0,2}}', limits.body),
+      'headline': text(any_of('headlines', plan.head), limits.headline),
+      'body': text(' '.join(any_of('sentences', one) for one in plan.sentences), limits.body),
       'action': {
         'type': 'string',
         'enum': [one for one in words['actions'] if len(one) <= limits.action],
@@ -111,24 +185,42 @@ def copy_schema(brief: Brief, limits: Limits) -> dict[str, Any]:
     },
     'required': list(Copy._fields),
     'additionalProperties': False,
+    'x-guidance': {'whitespace_flexible': False},  # llguidance's: no tokens are spent on blanks
   }
 
 
+def _any_of(texts: Sequence[str]) -> str:
+  return f'({"|".join(map(re.escape, texts))})'
+
+
 def _filled(frames: Sequence[str], product: str, facts: Sequence[str]) -> list[str]:
-  """Each frame with the product and every choice of facts, none twice."""
-  found: dict[str, None] = {}
+  """The frames that have room for just these facts, with them in their order and the product."""
   name = _clean(product)
+  found = []
   for frame in frames:
-    slots = len(re.findall(r'{[Ff]act}', frame))
-    for chosen in itertools.permutations(facts, slots):
-      rest = iter(chosen)
+    if len(re.findall(r'{[Ff]act}', frame)) == len(facts):
+      rest = iter(facts)
       fill = {'{product}': lambda: name, '{Product}': lambda: _upper(name)}
       fill |= {
         '{fact}': lambda rest=rest: _lower(next(rest)),
         '{Fact}': lambda rest=rest: _upper(next(rest)),
       }
-      found[re.sub(r'{\w+}', lambda slot, fill=fill: fill[slot[0]](), frame)] = None
-  return list(found)
+      found.append(re.sub(r'{\w+}', lambda slot, fill=fill: fill[slot[0]](), frame))
+  return found
+
+
+def draw_copies(
+  brief: Brief, limits: Limits, count: int, random: np.random.Generator
+) -> list[Copy]:
+  """`count` copies without a model: every choice that the grammar leaves is as likely as another."""
+  words, found = vocabulary(), []
+  pick = lambda texts: texts[random.integers(len(texts))]
+  for _ in range(count):
+    plan = plan_copy(brief, limits, random)
+    head = pick(_filled(words['headlines'], brief.product, plan.head))
+    body = [pick(_filled(words['sentences'], brief.product, one)) for one in plan.sentences]
+    found.append(Copy(head, ' '.join(body), pick(words['actions'])))
+  return found
 
 
 def _clean(text: str) -> str:

@@ -5,16 +5,15 @@ from pathlib import Path
 import pytest
 
 from lmjax.ads.brief import Refused, parse_brief
-from lmjax.ads.evaluate import BriefEval, measure_blocks
+from lmjax.ads.evaluate import JUDGED, BriefEval, measure_blocks
 from lmjax.ads.policy import REASONS, judge_brief, rules
 from lmjax.core.errors import UserError
 
-LISTS = ('briefs', 'other_briefs')
+LISTS = (Path(__file__).with_name('briefs.jsonl'), JUDGED)
 
 
-@pytest.mark.parametrize('name', LISTS)
-def test_list_is_judged(tmp_path, name):
-  path = Path(__file__).with_name(f'{name}.jsonl')
+@pytest.mark.parametrize('path', LISTS, ids=lambda path: path.stem)
+def test_list_is_judged(tmp_path, path):
   report = BriefEval(briefs=str(path)).run(tmp_path)
   assert report['bad'] >= 60
   assert report['ordinary'] >= 60

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -9,7 +10,7 @@ from lmjax.ads.brief import Refused, parse_brief
 from lmjax.ads.creative import Copy, Limits, Problem, find_problems, limits_of, vocabulary
 from lmjax.ads.record import Decide, make_record
 from lmjax.ads.studio import Studio
-from lmjax.ads.writer import _filled, copy_schema
+from lmjax.ads.writer import Plan, _filled, copy_schema, draw_copies, plan_copy
 from lmjax.core.errors import UserError
 from lmjax.core.task import write_json
 
@@ -88,14 +89,35 @@ def test_a_model_is_held_to_the_briefs_words():
 
   brief = parse_brief(BRIEF)
   limits = limits_of(brief.formats)
-  schema = copy_schema(brief, limits)
-  fits = jsonschema.Draft202012Validator(schema).is_valid
-  good = Copy('Discover Oat bread', 'Oat bread, baked every morning. Make it yours.', 'See more')
+  plan = Plan(('no added sugar',), (('baked every morning',), ()))
+  fits = jsonschema.Draft202012Validator(copy_schema(brief, limits, plan)).is_valid
+  good = Copy('No added sugar', 'Oat bread, baked every morning. Make it yours.', 'See more')
   assert fits(good._asdict())
   assert find_problems(brief, good, limits) == []
   wide = Limits(200, 200, 30)
   for name in ('headlines', 'sentences'):
-    for text in _filled(vocabulary()[name], brief.product, brief.facts):
-      assert find_problems(brief, Copy(text, '', 'See more'), wide) == []
-  for body in ('Oat bread cures you.', 'Oat bread for 3 euros.', 'oat bread for you', 'Oat ' * 30):
+    for facts in ((), brief.facts[:1], brief.facts[1:]):
+      for text in _filled(vocabulary()[name], brief.product, facts):
+        assert find_problems(brief, Copy(text, '', 'See more'), wide) == []
+  for body in (
+    'Oat bread cures you.',
+    'Oat bread for 3 euros.',
+    '750 g. Make it yours.',
+    'Oat ' * 30,
+  ):
     assert not fits(good._replace(body=body)._asdict()), body
+
+
+@pytest.mark.parametrize('count', [0, 1, 4, 7])
+def test_a_plan_says_every_fact_that_fits_once(count):
+  facts = [f'with part {letter}' for letter in 'abcdefg'[:count]]
+  brief, random = parse_brief({'product': 'Kit', 'facts': facts}), np.random.default_rng(count)
+  for limits in (Limits(60, 140, 20), Limits(36, 70, 16)):
+    for _ in range(20):
+      plan = plan_copy(brief, limits, random)
+      told = [fact for sentence in (plan.head, *plan.sentences) for fact in sentence]
+      assert len(told) == len(set(told))
+      assert set(told) <= set(facts)
+      assert len(told) == count or limits.body == 70
+    for copy in draw_copies(brief, limits, 20, random):
+      assert all(one.kind == 'length' for one in find_problems(brief, copy, limits)), copy
