@@ -41,7 +41,7 @@ def build_app(
   app.include_router(completion_routes(service))
   embedder = MeanHidden(service.model, service.params, service.engine.slots)
   app.include_router(embedding_routes(service, embedder))
-  app.include_router(search_routes(searcher))
+  app.include_router(search_routes(searcher, service))
   app.include_router(state_routes(service))
   app.mount('/page', StaticFiles(directory=PAGE), name='page')
   app.add_api_route('/', _page, include_in_schema=False)

@@ -1,4 +1,4 @@
-"""/search: posts of an index by words, meaning and filters, page by page."""
+"""/search: posts of an index by words, meaning and filters, page by page, and an answer made of them."""
 
 import base64
 import hashlib
@@ -13,12 +13,18 @@ from starlette.requests import Request
 
 from lmjax.search.query import Filters, Query, parse, read_date
 from lmjax.search.searcher import Hit, Searcher
+from lmjax.serve.answering import FromPosts, answer_question
 from lmjax.serve.errors import REFUSALS, ApiError, reply
 from lmjax.serve.schemas import Strict, Text
+from lmjax.serve.service import Service
 
 
 class SearchRequest(Strict):
-  """`query` is as people type it, filters in it too; the others come on top of it."""
+  """`query` is as people type it, filters in it too; the others come on top of it.
+
+  Attributes:
+    answer: whether the model is to answer `query` from what is found.
+  """
 
   query: Text = ''
   authors: list[Text] = Field(default=[], max_length=100)
@@ -29,6 +35,7 @@ class SearchRequest(Strict):
   has_link: bool | None = None
   limit: int = Field(default=10, ge=1, le=100)
   cursor: Text | None = None
+  answer: bool = False
 
 
 class FoundPost(Strict):
@@ -57,17 +64,27 @@ class FoundPost(Strict):
 
 
 class FoundPosts(Strict):
-  """`cursor` asks for the next ones, none at the end; `relevant`: whether anything close was found."""
+  """`cursor` asks for the next ones, none at the end; `relevant`: whether anything close was found.
+
+  Attributes:
+    milliseconds: what finding took, without answering.
+    answer: none where it was not asked for.
+  """
 
   object: str
   data: list[FoundPost]
   relevant: bool
   cursor: str | None
   milliseconds: float
+  answer: FromPosts | None
 
 
-def search_routes(searcher: Searcher | None) -> APIRouter:
-  """The route, for one index or for none."""
+def search_routes(searcher: Searcher | None, service: Service) -> APIRouter:
+  """The route, for one index or for none.
+
+  Args:
+    service: the model that answers from what is found.
+  """
   router = APIRouter()
 
   @router.post('/search', response_model=FoundPosts, responses=REFUSALS)
@@ -77,10 +94,18 @@ def search_routes(searcher: Searcher | None) -> APIRouter:
       raise ApiError(404, 'no index is searched here: start the server with --index=FOLDER')
     http.scope['state']['audit'] |= {'asked': body.model_dump(exclude={'cursor', 'limit'})}
     query = read_query(body)
+    if body.answer and (body.cursor is not None or not query.text):
+      raise ApiError(
+        400,
+        'answer: is for the first page of a query with words: send query and no cursor',
+        code='invalid_value',
+        param='answer',
+      )
     after = _read_cursor(body.cursor, query)
     begun = time.perf_counter()
     hits, last = await run_in_threadpool(searcher.hits, query, body.limit, after)
     milliseconds = 1000 * (time.perf_counter() - begun)
+    answer = await answer_question(service, query.text, hits, http) if body.answer else None
     return reply(
       {
         'object': 'list',
@@ -88,6 +113,7 @@ def search_routes(searcher: Searcher | None) -> APIRouter:
         'relevant': any(hit.relevant for hit in hits),
         'cursor': None if last is None else _write_cursor(last, query),
         'milliseconds': round(milliseconds, 2),
+        'answer': answer,
       }
     )
 

@@ -11,7 +11,9 @@ from small_server import serving
 from lmjax.interop.encoder import load_encoder
 from lmjax.search.embed import Embedder
 from lmjax.search.index import Index
-from lmjax.search.searcher import Searcher
+from lmjax.search.searcher import Hit, Searcher
+from lmjax.search.sets import Document
+from lmjax.serve.answering import PROMPT, ask_of_posts, cited
 from lmjax.serve.keys import Key, hash_key
 
 KEY = 'lmjax-search'
@@ -77,6 +79,28 @@ def test_a_cursor_goes_on_where_a_page_ended(http):
   assert 'is of another query' in answer.json()['error']['message']
 
 
+def test_where_nothing_relevant_is_found_it_says_so_and_asks_no_model(http):
+  found = ask(http, query='zebra from:nobody', answer=True)
+  assert found['answer'] == {'text': PROMPT['nothing'], 'posts': [], 'cited': []}
+  assert ask(http, query='zebra from:nobody')['answer'] is None
+
+
+def test_the_model_is_asked_of_the_first_relevant_posts_alone_by_number():
+  def hit(number, words):
+    document = Document(f'p{number}', f'text {number} ' + 'x' * 700)
+    return Hit(number, document, 1.0, {'words': 1.0}, 0.0, words, '', [], ())
+
+  hits = [hit(number, ('text',) if number != 1 else ()) for number in range(9)]
+  messages, posts = ask_of_posts('what is it?', hits)
+  assert posts == ['p0', 'p2', 'p3', 'p4', 'p5']
+  assert [message['role'] for message in messages] == ['system', 'user']
+  lines = messages[1]['content'].split('\n')
+  assert lines[2].startswith('[2] text 2 x')
+  assert len(lines[2]) == len('[2] ') + PROMPT['characters']
+  assert lines[-1] == 'Question: what is it?'
+  assert cited('It is [2], as [5] and [2] say, not [77] or [0].', posts) == ['p2', 'p5']
+
+
 @pytest.mark.parametrize(
   ('body', 'told'),
   [
@@ -88,6 +112,8 @@ def test_a_cursor_goes_on_where_a_page_ended(http):
     ({'query': 'a', 'until': 'soon'}, 'until:soon is no date'),
     ({'query': 'a', 'limit': 0}, 'limit: input should be greater than or equal to 1'),
     ({'query': 'a', 'author': 'x'}, 'author: no such parameter'),
+    ({'answer': True, 'authors': ['ada']}, 'answer: is for the first page of a query with words'),
+    ({'query': 'a', 'answer': True, 'cursor': 'W10='}, 'send query and no cursor'),
     ({'query': 'a', 'cursor': 'W10='}, 'cursor: is none of ours: send it as it came'),
     ({'query': 'a', 'cursor': 'é'}, 'cursor: is none of ours'),
   ],

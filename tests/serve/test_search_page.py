@@ -140,6 +140,14 @@ def test_an_answer_leads_to_the_posts_it_names(page):
   assert asked[0][1]['content'].splitlines()[2] == f'[2] {shown}'
 
 
+def test_the_api_answers_from_posts_as_the_page_does(page, address):
+  answer = page.request.post(f'{address}/search', data={'query': 'mark7', 'answer': True})
+  found = answer.json()
+  assert found['answer']['posts'] == [hit['id'] for hit in found['data'][:5]]
+  assert found['answer']['text']
+  assert found['answer']['cited'] == []
+
+
 def test_nothing_relevant_is_said_and_no_model_asked(page):
   page.route('**/v1/chat/completions', lambda route: pytest.fail('the model was asked'))
   page.locator('#query').fill('zebra from:nobody')

@@ -5,11 +5,8 @@ import { make } from './dom.js';
 import { readSettings } from './settings.js';
 
 const WAIT = 150; // ms after a key, before what was typed is looked for
-const READ = 5; // posts that an answer is made from, at most
-const LONGEST = 600; // characters of each
-const TOLD =
-  'Answer the question in one or two sentences from the numbered posts alone, and name those that you use, ' +
-  'as in [1]. If they do not answer it, say so.';
+// What the model is told, as /search tells it.
+const ANSWERING = await (await fetch('/page/answering.json')).json();
 const NAMES = {
   words: 'Words',
   words_rank: 'Place by words',
@@ -176,23 +173,23 @@ class Search {
   /** Has the model answer from the posts that were found, if any has to do with the question. */
   async answer() {
     await this.search();
-    const posts = this.hits.filter((hit) => hit.relevant).slice(0, READ);
+    const posts = this.hits.filter((hit) => hit.relevant).slice(0, ANSWERING.posts);
     if (!this.box.value.trim()) return;
     this.said.hidden = false;
     if (!posts.length) {
-      this.said.replaceChildren(make('p', {}, 'Nothing relevant was found, so there is no answer.'));
+      this.said.replaceChildren(make('p', {}, ANSWERING.nothing));
       return;
     }
     const stopper = new AbortController();
     this.answering = stopper;
     const text = make('p', { class: 'plain', 'aria-busy': 'true' });
     this.said.replaceChildren(text);
-    const numbered = posts.map((hit, n) => `[${n + 1}] ${hit.text.slice(0, LONGEST)}`).join('\n');
+    const numbered = posts.map((hit, n) => `[${n + 1}] ${hit.text.slice(0, ANSWERING.characters)}`).join('\n');
     const messages = [
-      { role: 'system', content: TOLD },
+      { role: 'system', content: ANSWERING.system },
       { role: 'user', content: `Posts:\n${numbered}\n\nQuestion: ${this.box.value.trim()}` },
     ];
-    const { max_tokens = 200, seed } = readSettings();
+    const { max_tokens = ANSWERING.tokens, seed } = readSettings();
     const body = { model: this.context.model, messages, max_tokens, temperature: 0, ...(seed && { seed }) };
     let said = '';
     try {
