@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -35,7 +36,7 @@ pytestmark = [
 ALLOTTED = 'import os; from lmjax.parallel.hosts import allotted; print(allotted(os.environ))'
 
 # The first node bears this machine's name, which resolves: its processes are told to connect there.
-# A requeued job waits until its old credentials have expired.
+# A requeued job waits until its old credentials have expired, and then for the scheduler to look again.
 CONFIGURATION = """
 ClusterName=lmjax
 SlurmctldHost={host}(127.0.0.1)
@@ -54,6 +55,8 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 MpiDefault=none
 SelectType=select/cons_tres
+SchedulerType=sched/builtin
+SchedulerParameters=sched_interval=1,batch_sched_delay=0
 ReturnToService=2
 KillWait=5
 GresTypes=gpu
@@ -90,6 +93,9 @@ class Cluster:
       'SLURM_CONF': str(folder / 'slurm.conf'),
       'PYTHONPATH': os.pathsep.join([str(ROOT), str(ROOT / 'tests' / 'train')]),
       'JAX_PLATFORMS': 'cpu',
+      # The last that is given counts; what is compiled is shared with the other tests of runs.
+      'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count=1',
+      'JAX_COMPILATION_CACHE_DIR': str(Path(tempfile.gettempdir()) / 'lmjax-test-xla-runs'),
       'LMJAX_CACHE': str(folder / 'cache'),
     }
 
