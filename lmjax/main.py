@@ -10,7 +10,12 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from lmjax.core import command_line, processor
+from lmjax.core import processor
+
+if __name__ == '__main__':
+  processor.use_large_pages()  # starts Python again: before anything that takes time to import
+
+from lmjax.core import command_line
 from lmjax.core.compilation import keep_compiled, look_for_no_absent_gpu
 from lmjax.core.errors import UserError
 from lmjax.core.task import EXIT_AGAIN, opened, write_report
@@ -55,7 +60,6 @@ def show(text: str) -> None:
 
 
 if __name__ == '__main__':
-  processor.use_large_pages()
   # Until a task takes care of it there is nothing to save, but the job is to be started again.
   signal.signal(signal.SIGTERM, lambda *_: os._exit(EXIT_AGAIN))
   look_for_no_absent_gpu()

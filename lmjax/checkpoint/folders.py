@@ -12,7 +12,6 @@ import re
 import shutil
 from pathlib import Path
 
-import fsspec
 from absl import logging
 
 from lmjax.core.storage import is_remote
@@ -116,6 +115,8 @@ def delete(path: Path) -> None:
   """Deletes a checkpoint; its checksums go first, so that half of one never counts as complete."""
   (path / CHECKSUMS).unlink(missing_ok=True)
   if is_remote(path):
+    import fsspec
+
     system, root = fsspec.url_to_fs(str(path))
     names = system.find(root)
     if names:
@@ -142,6 +143,8 @@ def _own_checksums(draft: Path, process: int) -> Path:
 
 def _files(path: Path, below: str = '') -> list[str]:
   """The names relative to `path` of all files, or those in the folder `below`."""
+  import fsspec  # here: it takes 0.1 s, which a start need not wait
+
   system, root = fsspec.url_to_fs(str(path))
   found = system.find(f'{root}/{below}' if below else root)
   return sorted(name.removeprefix(root).strip('/') for name in found)

@@ -9,11 +9,12 @@ import re
 import zipfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, cast
-
-import fsspec
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from lmjax.core.errors import UserError
+
+if TYPE_CHECKING:
+  import fsspec
 
 _EXTRAS = {'s3': 's3', 's3a': 's3', 'gs': 'gcs', 'gcs': 'gcs'}
 _COMPRESSED = {b'\x1f\x8b': 'gzip', b'\x28\xb5\x2f\xfd': 'zstd'}
@@ -138,8 +139,10 @@ def _reached(path: str, action: str) -> Iterator[None]:
     ) from error
 
 
-def _system(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+def _system(url: str) -> tuple['fsspec.AbstractFileSystem', str]:
   """The file system of `url` and the path in it."""
+  import fsspec  # here: it takes 0.1 s, which the default posts need not wait
+
   protocol = url.partition('://')[0]
   try:
     return fsspec.url_to_fs(url)
@@ -153,5 +156,5 @@ def _system(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     raise UserError(f'{url}: {error}: pass a local path, s3:// or gs://') from None
 
 
-def _full_name(system: fsspec.AbstractFileSystem, path: str) -> str:
+def _full_name(system: 'fsspec.AbstractFileSystem', path: str) -> str:
   return path if 'file' in system.protocol else system.unstrip_protocol(path)

@@ -11,14 +11,17 @@ V vocab, D width, P distinct pairs, K = D - 1 directions; the last one is for th
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
-from scipy import sparse
 
 from lmjax.models.transformer import Decoder
 from lmjax.parallel import hosts
 from lmjax.train.state import TrainState
+
+if TYPE_CHECKING:
+  from scipy import sparse
 
 _TOKENS = 20_000_000  # counted at most: posts stand in a random order
 _DISCOUNT = 0.75
@@ -66,6 +69,8 @@ def ends(
     shape: V and D.
     seed: of the directions, which are turned at random so that no coordinate stands out.
   """
+  from scipy import sparse  # here: it takes 0.1 s, which other starts need not wait
+
   V, D = shape
   a_P, b_P, gain_P, base_V, seen_V = _bigrams(_stream(posts, marks), marks[1], V)
   each_V, next_V = _shares(seen_V, 1.0), _shares(np.bincount(b_P, minlength=V), 0.5)
@@ -118,7 +123,7 @@ def _shares(count_V: np.ndarray, more: float) -> np.ndarray:
 
 
 def _factor(
-  matrix: sparse.csr_array, rank: int, rng: np.random.Generator
+  matrix: 'sparse.csr_array', rank: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
   """left [V, rank] and right [V, rank] of the best left . right^T, both as long."""
   V, _ = matrix.shape  # type: ignore[misc]
