@@ -54,7 +54,11 @@ def arithmetic_base() -> ArithmeticBase:
 
 @experiment
 def arithmetic_grpo() -> Grpo:
-  """GRPO on sums, from a small model that can add but shrugs; how far it gets is not measured yet."""
+  """GRPO on sums, from a small model that can add but mostly shrugs.
+
+  Right answers to 200 held-out pairs went from 0.055 to 0.980 in 219 s (drawn ones from 0.135 to 0.975), and
+  with --advantages=zero to 0.050 (2 shared cores of an AMD EPYC without AVX-512, 2026-11-26).
+  """
   return Grpo(
     base=Base(checkpoint='arithmetic_base'),
     lora=None,
