@@ -1,10 +1,11 @@
 """InfoNCE beside NumPy, and over a mesh. Q queries, N documents, K negatives, D size of a vector."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lmjax.objectives.contrastive import info_nce
+from lmjax.objectives.contrastive import cached_value_and_grad, info_nce
 from lmjax.parallel.mesh import Mesh
 
 Q, N, K, D = 8, 8, 3, 6
@@ -44,3 +45,24 @@ def test_over_a_mesh_it_is_the_same_with_the_same_gradients():
     found, there = jax.jit(jax.value_and_grad(loss))(*jax.device_put(batch(), rows))
   np.testing.assert_allclose(found, expected, rtol=1e-5)
   np.testing.assert_allclose(there, slopes, atol=1e-5 * np.abs(slopes).max())
+
+
+def test_in_pieces_value_and_gradient_are_those_of_one_batch():
+  rng = np.random.default_rng(1)
+  params = {'w': rng.normal(size=(5, D)).astype(np.float32), 'b': np.zeros(D, np.float32)}
+  texts = rng.normal(size=(Q + N, 5)).astype(np.float32)
+  excluded = np.zeros((Q, N), bool)
+
+  def encode(params, texts):
+    made = jnp.tanh(texts @ params['w'] + params['b'][None])
+    return made / jnp.linalg.norm(made, axis=1, keepdims=True)
+
+  def of_vectors(vectors):
+    return loss(vectors[:Q], vectors[Q:], np.arange(Q), np.zeros((Q, 0, D), np.float32), excluded)
+
+  expected, slopes = jax.value_and_grad(lambda p: of_vectors(encode(p, texts)))(params)
+  for pieces in (1, 4):
+    found, mine = cached_value_and_grad(encode, of_vectors, params, texts, pieces=pieces)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    for name, slope in slopes.items():
+      np.testing.assert_allclose(mine[name], slope, atol=1e-6 * float(np.abs(slope).max()) * 10)
