@@ -4,9 +4,11 @@ Knows nothing of texts beyond which tokenizer they go through.
 """
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import tokenizers
 
 from lmjax.core import assets
@@ -18,6 +20,7 @@ from lmjax.models.encoder import Encoder, Pooling
 from lmjax.models.layers import Norm
 
 MINILM = 'all-minilm-l6-v2'
+_POOLING = '1_Pooling/config.json'
 _POOLINGS: dict[str, Pooling] = {
   'pooling_mode_mean_tokens': 'mean',
   'pooling_mode_cls_token': 'first',
@@ -74,6 +77,20 @@ def load_encoder(name: str) -> LoadedEncoder:
   return LoadedEncoder(model, params, load_tokenizer(path / 'tokenizer.json'), path)
 
 
+def save_encoder(folder: Path, encoder: LoadedEncoder) -> None:
+  """Writes what `load_encoder` reads: the parameters, and the rest as it is where it was read."""
+  from safetensors.numpy import save_file
+
+  folder.mkdir(parents=True, exist_ok=True)
+  for name in ('config.json', 'tokenizer.json', _POOLING):
+    if (encoder.path / name).is_file():
+      (folder / name).parent.mkdir(exist_ok=True)
+      shutil.copyfile(encoder.path / name, folder / name)
+  wanted = tensors.pieces(encoder.model, names.BERT, 'outputs first')
+  given = {name: np.array(tensor) for name, tensor in tensors.give(encoder.params, wanted)}
+  save_file(given, folder / huggingface.WEIGHTS)
+
+
 def load_tokenizer(path: Path) -> tokenizers.Tokenizer:
   """The tokenizer in a `tokenizer.json`, of any kind, which neither cuts nor pads."""
   try:
@@ -106,7 +123,7 @@ def _model(config: dict[str, Any], path: Path) -> Encoder:
       f'{path}: hidden_act={config["hidden_act"]!r} or its positions are not those of BERT: '
       'pass an encoder with gelu and absolute positions'
     )
-  pooling = path / '1_Pooling/config.json'
+  pooling = path / _POOLING
   said = _json(pooling) if pooling.is_file() else {}
   return Encoder(
     vocab=config['vocab_size'],

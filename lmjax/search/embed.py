@@ -11,10 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmjax.core import tree
+from lmjax.core import assets, tree
+from lmjax.core.errors import UserError
+from lmjax.core.storage import at
 from lmjax.core.types import Params
-from lmjax.interop.encoder import LoadedEncoder
-from lmjax.models.encoder import Encoder, pool
+from lmjax.data.tokenizer import Tokenizer
+from lmjax.interop import huggingface
+from lmjax.interop.encoder import LoadedEncoder, is_encoder, load_encoder
+from lmjax.interop.load import Loaded, load
+from lmjax.models.encoder import Encoder, Pooling, pool
+from lmjax.models.transformer import Decoder
 
 _STEP = 16  # lengths are multiples of it
 _TOKENS = 4096  # of a batch
@@ -24,45 +30,100 @@ Progress = Callable[[int, int], None]
 
 
 class Embedder:
-  """An encoder with its tokenizer.
+  """An encoder, or a decoder, with its tokenizer.
+
+  Args:
+    length: tokens of a text that are read at most.
+    dimensions: numbers of a vector that are kept, the first ones: models trained for that (Matryoshka
+      representation learning, Kusupati et al. 2022, arXiv:2205.13147) lose little. None: all.
+    pooling: what makes a vector of hidden states; None: as the encoder says, the mean of a decoder's.
 
   Attributes:
+    loaded: the model as it was given.
     size: D of its vectors.
     name: says which weights these are, for an index to know whose vectors it holds.
   """
 
-  def __init__(self, loaded: LoadedEncoder, length: int = LENGTH) -> None:
-    self.model, self._params, self._tokenizer = loaded.model, loaded.params, loaded.tokenizer
-    self.length = min(length, loaded.model.positions)
-    self._tokenizer.enable_truncation(self.length)
-    self.size = loaded.model.width
+  def __init__(
+    self,
+    loaded: LoadedEncoder | Loaded,
+    length: int = LENGTH,
+    *,
+    dimensions: int | None = None,
+    pooling: Pooling | None = None,
+  ) -> None:
+    self.loaded, self.model = loaded, loaded.model
+    self._params, self._tokenizer = loaded.params, loaded.tokenizer
+    self.length = min(length, self.model.positions or length)
+    self.pooling: Pooling = pooling or (
+      self.model.pooling if isinstance(self.model, Encoder) else 'mean'
+    )
+    if not isinstance(self._tokenizer, Tokenizer):
+      self._tokenizer.enable_truncation(self.length)
+    self.size = dimensions or self.model.width
+    if self.size > self.model.width:
+      raise UserError(
+        f'dimensions={self.size}: this encoder has {self.model.width}: pass as many or fewer'
+      )
 
   @functools.cached_property
   def name(self) -> str:
-    settings = f'{self.model!r} {self.length} {self._tokenizer.to_str()}'
+    words = self._tokenizer
+    told = words.to_json() if isinstance(words, Tokenizer) else words.to_str()
+    settings = f'{self.model!r} {self.length} {told}'
+    if self.size < self.model.width or not isinstance(self.model, Encoder):
+      settings += f' {self.size} {self.pooling}'
     weights = tree.sha256(self._params)
     return hashlib.sha256(f'{settings} {weights}'.encode()).hexdigest()[:16]
 
+  def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+    """The tokens of each text, i32, cut at `length`."""
+    if isinstance(self._tokenizer, Tokenizer):
+      before = np.array(self._tokenizer.before, np.int32)
+      found = self._tokenizer.encode_batch(list(texts))
+      return [np.concatenate([before, ids])[: self.length].astype(np.int32) for ids in found]
+    return [np.array(found.ids, np.int32) for found in self._tokenizer.encode_batch_fast(texts)]
+
   def embed(self, texts: Sequence[str], progress: Progress | None = None) -> np.ndarray:
     """A vector of length 1 for each text, f32 [S, D]."""
-    tokens = [np.array(found.ids, np.int32) for found in self._tokenizer.encode_batch_fast(texts)]
     vectors = np.zeros((len(texts), self.size), np.float32)
-    for chosen, tokens_BL, lengths_B in batches(tokens):
-      found = _vectors(self.model, self._params, tokens_BL, lengths_B)
-      vectors[chosen] = np.asarray(found)[: len(chosen)]
+    for chosen, tokens_BL, lengths_B in batches(self.encode(texts)):
+      found = text_vectors(self.model, self._params, tokens_BL, lengths_B, self.pooling)
+      vectors[chosen] = np.asarray(found)[: len(chosen), : self.size]
       if progress is not None:
         progress(len(chosen), len(texts))
+    if self.size < self.model.width:
+      vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     return vectors
 
   def embed_tokens(self, texts: Sequence[str]) -> list[np.ndarray]:
     """A vector of length 1 for each token of each text, f16 [L, D] each."""
-    tokens = [np.array(found.ids, np.int32) for found in self._tokenizer.encode_batch_fast(texts)]
-    vectors = [np.zeros((0, self.size), np.float16)] * len(texts)
-    for chosen, tokens_BL, lengths_B in batches(tokens):
+    vectors = [np.zeros((0, self.model.width), np.float16)] * len(texts)
+    for chosen, tokens_BL, lengths_B in batches(self.encode(texts)):
       found_BLD = np.asarray(_token_vectors(self.model, self._params, tokens_BL, lengths_B))
       for row, index in enumerate(chosen):
         vectors[index] = found_BLD[row, : lengths_B[row]].copy()
     return vectors
+
+
+def open_embedder(
+  name: str, *, dimensions: int | None = None, pooling: Pooling | None = None
+) -> Embedder:
+  """The embedder of an encoder, or of a decoder as `--checkpoint` takes one.
+
+  Raises:
+    UserError: there is neither under that name.
+  """
+  loaded = load(name) if _is_decoder(name) else load_encoder(name)
+  return Embedder(loaded, dimensions=dimensions, pooling=pooling)
+
+
+def _is_decoder(name: str) -> bool:
+  path = at(name)
+  if not path.exists():
+    return name.lower() in assets.of_kind('model')
+  published = huggingface.is_folder(path) and not is_encoder(path)
+  return path.is_file() or (path / 'checkpoints').is_dir() or published
 
 
 def batches(
@@ -86,20 +147,25 @@ def batches(
     start += len(chosen)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _vectors(model: Encoder, params: Params, tokens_BL, lengths_B) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def text_vectors(
+  model: Encoder | Decoder, params: Params, tokens_BL, lengths_B, pooling: Pooling
+) -> jax.Array:
+  """A vector of length 1 for each row, f32 [B, D]; `lengths_B` of its tokens count."""
   hidden_BLD, segments_BL = _hidden(model, params, tokens_BL, lengths_B)
-  return pool(hidden_BLD, segments_BL, 1, model.pooling)[:, 0]
+  return pool(hidden_BLD, segments_BL, 1, pooling)[:, 0]
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _token_vectors(model: Encoder, params: Params, tokens_BL, lengths_B) -> jax.Array:
+def _token_vectors(model: Encoder | Decoder, params: Params, tokens_BL, lengths_B) -> jax.Array:
   hidden_BLD, _ = _hidden(model, params, tokens_BL, lengths_B)
   length_BL1 = jnp.linalg.norm(hidden_BLD.astype(jnp.float32), axis=-1, keepdims=True)
   return (hidden_BLD / jnp.maximum(length_BL1, 1e-12)).astype(jnp.float16)
 
 
-def _hidden(model: Encoder, params: Params, tokens_BL, lengths_B) -> tuple[jax.Array, jax.Array]:
+def _hidden(
+  model: Encoder | Decoder, params: Params, tokens_BL, lengths_B
+) -> tuple[jax.Array, jax.Array]:
   """Hidden states of rows that hold one text each, and their segments."""
   positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1])[None], tokens_BL.shape)
   segments_BL = (positions_BL < lengths_B[:, None]).astype(jnp.int32)

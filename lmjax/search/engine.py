@@ -1,6 +1,6 @@
 """Documents held in memory and every way to rank them for a query.
 
-D size of a vector, S documents, L query tokens, M document tokens.
+D size of a vector, S documents.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,15 +9,15 @@ import numpy as np
 
 from lmjax.search.embed import Embedder, Progress
 from lmjax.search.ranking import (
-  LATE,
+  READ,
   Candidates,
   Ranking,
   candidates,
-  late_interaction,
   top,
   weigh,
 )
-from lmjax.search.sets import Document
+from lmjax.search.reading import Reader
+from lmjax.search.sets import Document, Query
 from lmjax.search.words import Bm25, split_words
 
 RERANKED = 20  # documents of a query that are read again
@@ -31,15 +31,22 @@ class Engine:
   """Ranks `documents` for queries.
 
   Attributes:
+    embedder: made the vectors.
     vectors: f32 [S, D] of the documents, in their order.
   """
 
   def __init__(
     self, documents: Sequence[Document], embedder: Embedder, progress: Progress | None = None
   ) -> None:
-    self.documents, self._embedder = documents, embedder
+    self.documents, self.embedder = documents, embedder
     self._words = split_words([document.whole for document in documents])
     self.vectors = embedder.embed([document.whole for document in documents], progress)
+    self._reader = Reader(documents, self._words, embedder)
+
+  def places(self, queries: Sequence[Query]) -> list[set[int]]:
+    """The indices of the documents that answer each query."""
+    place = {document.id: index for index, document in enumerate(self.documents)}
+    return [{place[one] for one in query.relevant} for query in queries]
 
   def score_words(self, texts: Sequence[str], ranking: Ranking) -> Iterator[np.ndarray]:
     """BM25 of all documents for each query, f32 [S]."""
@@ -59,35 +66,32 @@ class Engine:
     ]
 
   def read_again(
-    self, texts: Sequence[str], found: Sequence[Candidates], ranking: Ranking
+    self,
+    texts: Sequence[str],
+    vectors: np.ndarray,
+    found: Sequence[Candidates],
+    ranking: Ranking,
+    *,
+    tokens: bool = True,
   ) -> list[Candidates]:
-    """The RERANKED best candidates of each query by the hybrid, with the feature LATE too."""
-    best = []
-    for one in found:
-      chosen = top(weigh(one, ranking.hybrid), RERANKED)
-      best.append(Candidates(one.documents[chosen], one.features[chosen]))
+    """The RERANKED best candidates of each query by the hybrid, with the features READ too.
+
+    Args:
+      tokens: whether to compare token by token; else the last of READ is 0.
+    """
     again = []
     for start in range(0, len(texts), _TOGETHER):
-      mine = best[start : start + _TOGETHER]
-      needed = np.unique(np.concatenate([one.documents for one in mine]))
-      read = self._embedder.embed_tokens([self.documents[i].whole for i in needed])
-      queries = self._embedder.embed_tokens(texts[start : start + _TOGETHER])
-      for query, one in zip(queries, mine, strict=True):
-        late = self._late(query, [read[i] for i in np.searchsorted(needed, one.documents)])
-        again.append(Candidates(one.documents, np.column_stack([one.features, late])))
+      some, best = slice(start, start + _TOGETHER), []
+      for one in found[some]:
+        chosen = top(weigh(one, ranking.hybrid), RERANKED)
+        best.append(Candidates(one.documents[chosen], one.features[chosen]))
+      documents = [one.documents for one in best]
+      read = self._reader.read(texts[some], vectors[some], documents, tokens=tokens)
+      again += [
+        Candidates(one.documents, np.column_stack([one.features, more]))
+        for one, more in zip(best, read, strict=True)
+      ]
     return again
-
-  def _late(self, query: np.ndarray, documents: list[np.ndarray]) -> np.ndarray:
-    """`late_interaction`, padded to shapes that repeat."""
-    whole = lambda count: -(-count // 32) * 32
-    longest = whole(max(len(document) for document in documents))
-    document_SMD = np.zeros((RERANKED, longest, self._embedder.size), np.float32)
-    there_SM = np.zeros((RERANKED, longest), bool)
-    for row, document in enumerate(documents):
-      document_SMD[row, : len(document)], there_SM[row, : len(document)] = document, True
-    query_LD = np.zeros((whole(len(query)), self._embedder.size), np.float32)
-    query_LD[: len(query)] = query
-    return np.asarray(late_interaction(query_LD, document_SMD, there_SM))[: len(documents)]
 
   def rank(
     self, texts: Sequence[str], vectors: np.ndarray, ranking: Ranking
@@ -95,12 +99,14 @@ class Engine:
     """Method -> for each query, the ids of its first documents with their scores.
 
     `bm25` and `dense` rank all documents; `hybrid` their candidates, of which `reranked` puts the
-    first in another order, unless LATE weighs nothing: then it is the hybrid.
+    first in another order, by what reading them again says (READ), unless that weighs nothing.
     """
     found = self.find(texts, vectors, ranking)
     again, reranking = found, ranking.hybrid
-    if ranking.reranked[LATE]:
-      again, reranking = self.read_again(texts, found, ranking), ranking.reranked
+    if any(ranking.reranked[name] for name in READ):
+      tokens = bool(ranking.reranked[READ[-1]])
+      again = self.read_again(texts, vectors, found, ranking, tokens=tokens)
+      reranking = ranking.reranked
     ranked: dict[str, list[Scores]] = {'bm25': [], 'dense': [], 'hybrid': [], 'reranked': []}
     for number, words in enumerate(self.score_words(texts, ranking)):
       for method, scores in (

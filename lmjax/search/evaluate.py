@@ -9,16 +9,18 @@ from lmjax.core.config import leaf
 from lmjax.core.errors import UserError, need
 from lmjax.core.storage import at
 from lmjax.core.task import Report, Task, write_json
-from lmjax.interop.encoder import MINILM, load_encoder
-from lmjax.search.embed import Embedder
+from lmjax.interop.encoder import MINILM, LoadedEncoder, save_encoder
+from lmjax.search.embed import Embedder, open_embedder
 from lmjax.search.engine import Engine
 from lmjax.search.ranking import METHODS, Ranking, load_ranking
 from lmjax.search.sets import MEASURES, measure, read_documents, read_queries
 
 DOCUMENTS = 'JSONL, plain or compressed: id, text and perhaps title of each.'
 QUERIES = 'JSONL, plain or compressed: id, text and relevant (ids of documents) of each.'
-ENCODER = 'What makes vectors: the folder of an encoder (BERT) or an asset.'
-_RANKING, _ADAPTER, _TUNED = 'ranking.json', 'adapter.npy', 'tuned.json'
+ENCODER = (
+  'What makes vectors: the folder of an encoder (BERT), an asset, or any model, as --checkpoint.'
+)
+_RANKING, _ADAPTER, _TUNED, _ENCODER = 'ranking.json', 'adapter.npy', 'tuned.json', 'encoder'
 
 
 class Tuned(NamedTuple):
@@ -37,11 +39,24 @@ class Tuned(NamedTuple):
     return moved / np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), 1e-12)
 
 
-def save_tuned(folder: Path, tuned: Tuned, embedder: Embedder) -> None:
-  """Writes what `load_tuned` reads."""
+def save_tuned(folder: Path, tuned: Tuned, embedder: Embedder, *, changed: bool) -> None:
+  """Writes what `load_tuned` reads.
+
+  Args:
+    changed: whether the encoder has learnt too, and is to be kept with the rest.
+  """
+  if changed:
+    assert isinstance(embedder.loaded, LoadedEncoder)
+    save_encoder(folder / _ENCODER, embedder.loaded)
   tuned.ranking.save(folder / _RANKING)
   np.save(folder / _ADAPTER, tuned.adapter_DD)
   write_json(folder / _TUNED, {'embedder': embedder.name})
+
+
+def encoder_of(checkpoint: str, encoder: str) -> str:
+  """The encoder that a run of `search_tune` has made, where it made one; else `encoder`."""
+  own = at(checkpoint) / _ENCODER
+  return str(own) if checkpoint and own.is_dir() else encoder
 
 
 def load_tuned(checkpoint: str, embedder: Embedder) -> Tuned:
@@ -81,7 +96,7 @@ class SearchEval(Task):
     need('queries', self.queries, 'FILE.jsonl, judged queries')
     documents = read_documents(self.documents)
     queries = read_queries(self.queries, documents)
-    embedder = Embedder(load_encoder(self.encoder))
+    embedder = open_embedder(encoder_of(self.checkpoint, self.encoder))
     tuned = load_tuned(self.checkpoint, embedder)
     engine = Engine(documents, embedder, progress('documents read'))
     texts = [query.text for query in queries]

@@ -24,7 +24,7 @@ from lmjax.search.keywords import Keywords
 from lmjax.search.qdrant import QdrantVectors
 from lmjax.search.sets import Document
 from lmjax.search.store import Store
-from lmjax.search.vectors import GRAPH, Vectors, build_vectors
+from lmjax.search.vectors import GRAPH, Precision, Vectors, build_vectors
 
 TOGETHER = 2048  # posts of one change
 _SPENT = ('index_seconds', 'embed_seconds', 'embedded')
@@ -62,6 +62,7 @@ class Index:
 
   Args:
     encoder: what `load_encoder` takes; kept, so that whoever searches finds it.
+    precision: of the vectors that are searched, see `build_vectors`; another than before builds them anew.
     qdrant: address of a Qdrant server that holds the vectors; kept with the index, '' = as it was.
     reembed: where it is of another encoder, make all vectors anew.
 
@@ -79,10 +80,15 @@ class Index:
     encoder: str,
     *,
     reembed: bool = False,
+    precision: Precision = 'float32',
     qdrant: str = '',
     progress: Progress | None = None,
   ) -> None:
     self.folder, self._embedder, self._remote = folder, embedder, None
+    if qdrant and precision != 'float32':
+      raise UserError(
+        f'precision={precision} is for vectors in the folder: leave out --qdrant, or it'
+      )
     self._held = hold_workdir(folder, 'index')
     self._words: Keywords | None = None
     try:
@@ -99,6 +105,8 @@ class Index:
       self._remote = self._open_remote(qdrant)
       self._follow()
       self._begin(encoder, reembed, progress)
+      if self.store.said('precision', 'float32') != precision:
+        self.store.say(precision=precision, purge=True)  # `settle` builds them anew
     except BaseException:
       self.close()
       raise
@@ -116,6 +124,7 @@ class Index:
 
   def _begin(self, encoder: str, reembed: bool, progress: Progress | None) -> None:
     mine = {'embedder': self._embedder.name, 'encoder': encoder, 'size': self._embedder.size}
+    mine |= {'pooling': self._embedder.pooling}
     known = self.store.said('embedder')
     if known is None:
       self.store.add_table(self._table)
@@ -299,7 +308,8 @@ class Index:
     if len(numbers) > GRAPH:
       chosen = np.random.default_rng(0).choice(numbers, _SAMPLE, replace=False)
       sample = self.store.vectors(chosen, self._table)[1]
-    return build_vectors(len(numbers), self._embedder.size, sample)
+    precision: Precision = self.store.said('precision', 'float32')
+    return build_vectors(len(numbers), self._embedder.size, sample, precision)
 
 
 def generation(folder: Path, number: int) -> Path:

@@ -15,16 +15,26 @@ from lmjax.core.errors import UserError
 from lmjax.core.task import Report, Task
 from lmjax.data.files import numbered_lines
 from lmjax.data.sources import Posts, Rows
-from lmjax.interop.encoder import MINILM, load_encoder
-from lmjax.search.embed import Embedder
+from lmjax.interop.encoder import MINILM
+from lmjax.models.encoder import Pooling
+from lmjax.search.embed import Embedder, open_embedder
 from lmjax.search.engine import Engine
-from lmjax.search.evaluate import DOCUMENTS, ENCODER, QUERIES, load_tuned, progress, table
+from lmjax.search.evaluate import (
+  DOCUMENTS,
+  ENCODER,
+  QUERIES,
+  encoder_of,
+  load_tuned,
+  progress,
+  table,
+)
 from lmjax.search.index import Index, from_posts
 from lmjax.search.query import Filters, Query, QueryError, parse
 from lmjax.search.ranking import METHODS
 from lmjax.search.searcher import Hit, Searcher
 from lmjax.search.sets import Document, measure, read_documents, read_queries
 from lmjax.search.sets import Query as Judged
+from lmjax.search.vectors import Precision
 
 _SAMPLE = 200  # posts whose words are asked for, to time queries and to count what is missed
 _SHOWN = 10  # hits of an answer
@@ -41,6 +51,17 @@ class SearchPosts(Task):
   source: Posts = part(Posts(), 'What is searched.', inline=True, run=True)
   index: str = leaf('', 'Folder of the index; empty: index in the workdir.', run=True)
   encoder: str = leaf(MINILM, ENCODER, run=True)
+  dimensions: int | None = leaf(
+    None, 'Numbers of a vector that are kept, the first; none: all.', low=1, run=True
+  )
+  pooling: Pooling | None = leaf(
+    None, "A text's vector: mean, first or last token's; none: the encoder's own.", run=True
+  )
+  precision: Precision = leaf(
+    'float32',
+    'Of vectors in memory: also int8, or a bit each; found ones are compared in f32.',
+    run=True,
+  )
   reembed: bool = leaf(False, 'Make all vectors anew where the encoder is another.', run=True)
   qdrant: str = leaf(
     '', 'Address of a Qdrant server for the vectors; empty: in the index.', run=True
@@ -61,8 +82,9 @@ class SearchPosts(Task):
     if self.query:
       parse(self.query)
     folder = Path(self.index) if self.index else workdir / 'index'
-    embedder = Embedder(load_encoder(self.encoder))
-    report = self._build(folder, embedder)
+    encoder = encoder_of(self.checkpoint, self.encoder)
+    embedder = open_embedder(encoder, dimensions=self.dimensions, pooling=self.pooling)
+    report = self._build(folder, embedder, encoder)
     priors = {'freshness': self.freshness, 'engagement': self.engagement}
     searcher = Searcher(folder, checkpoint=self.checkpoint, priors=priors)
     if searcher.count:
@@ -73,15 +95,16 @@ class SearchPosts(Task):
     searcher.close()
     return report
 
-  def _build(self, folder: Path, embedder: Embedder) -> dict[str, Any]:
+  def _build(self, folder: Path, embedder: Embedder, encoder: str) -> dict[str, Any]:
     rows = Rows()
     total = sum(1 for _ in self.source.read(Rows()))
     print(f'{total:,} posts; the index is in {folder}', flush=True)
     with Index(
       folder,
       embedder,
-      self.encoder,
+      encoder,
       reembed=self.reembed,
+      precision=self.precision,
       qdrant=self.qdrant,
       progress=eta('embedded again', None),
     ) as index:
@@ -127,12 +150,17 @@ class SearchPosts(Task):
     return found
 
 
-def read_boolq(count: int) -> tuple[list[Document], list[Judged]]:
-  """All passages, and `count` of the questions; what answers one is the passage that it was asked of."""
+def read_boolq(count: int, first: int = 0) -> tuple[list[Document], list[Judged]]:
+  """All passages, and `count` of the questions; what answers one is the passage that it was asked of.
+
+  Args:
+    first: place of the first of these in an order that is always the same.
+  """
   lines = assets.fetch('boolq-passages').read_text(encoding='utf-8').split('\n')
   rows = [json.loads(line) for line in lines if line.strip()]
   passages = {text: str(n) for n, text in enumerate(dict.fromkeys(row['passage'] for row in rows))}
-  chosen = np.random.default_rng(0).permutation(len(rows))[:count].tolist()
+  chosen = np.random.default_rng(0).permutation(len(rows))
+  chosen = chosen[first : first + count].tolist()
   queries = [Judged(str(n), rows[n]['question'], (passages[rows[n]['passage']],)) for n in chosen]
   return [Document(id, text) for text, id in passages.items()], queries
 

@@ -20,7 +20,14 @@ from lmjax.data.shuffle import permutation
 
 SHIPPED = Path(__file__).with_name('ranking.json')
 FEATURES = ('words', 'words_rank', 'meaning', 'meaning_rank')
-LATE = 'late_interaction'
+READ = (
+  'coverage',  # share of the query's words that a document has, by how rare they are
+  'title_coverage',  # the same of its title
+  'title_asked',  # share of the title's words that the query has
+  'pairs',  # share of the query's neighbouring words that are neighbours in the document
+  'title_meaning',  # cosine of the title with the query
+  'late_interaction',
+)
 METHODS = ('bm25', 'dense', 'hybrid', 'reranked')
 POOL = 100  # candidates that each of words and meaning gives
 _RANK = 10.0  # what a rank is counted from: place r counts 1 / (1 + r / _RANK)
@@ -32,7 +39,7 @@ class Ranking(NamedTuple):
   Attributes:
     k1, b: of BM25.
     hybrid: weight of each of FEATURES.
-    reranked: of these and LATE.
+    reranked: of these and of READ, what reading the first documents again says (`reading.py`).
     trained_on: which queries they were learnt from.
   """
 
@@ -50,7 +57,10 @@ def load_ranking(path: Path = SHIPPED) -> Ranking:
   """UserError where `path` is no such file."""
   try:
     said = json.loads(path.read_text(encoding='utf-8'))
-    return Ranking(**said)
+    found = Ranking(**said)
+    if list(found.hybrid) != list(FEATURES) or list(found.reranked) != [*FEATURES, *READ]:
+      raise ValueError('its features are of another version')
+    return found
   except (OSError, ValueError, TypeError) as error:
     raise UserError(f'{path} holds no ranking ({error}): run search_tune again') from None
 
@@ -60,7 +70,7 @@ class Candidates(NamedTuple):
 
   Attributes:
     documents: i64 [C] their indices.
-    features: f32 [C, F], in the order of FEATURES and, where it was reranked, LATE.
+    features: f32 [C, F], in the order of FEATURES and, where it was read again, READ.
   """
 
   documents: np.ndarray
@@ -163,19 +173,35 @@ def _fit(features_QCF: jax.Array, good_QC: jax.Array, there_QC: jax.Array) -> ja
   return jnp.asarray(w_F)
 
 
-@jax.jit
-def late_interaction(
-  query_LD: jax.Array, document_SMD: jax.Array, there_SM: jax.Array
-) -> jax.Array:
-  """MaxSim, f32 [S]: the mean over the query's tokens of the cosine of the nearest of a text's.
+def mine_negatives(documents, queries, relevant, count: int) -> np.ndarray:
+  """The nearest documents that do not answer each query, i64 [Q, K]."""
+  found = []
+  count = min(count, len(documents) - max(map(len, relevant)))
+  if count < 1:
+    raise UserError('every document answers a query: pass documents that answer none too')
+  for query, good in zip(queries, relevant, strict=True):
+    near = top(documents @ query, count + len(good))
+    found.append([index for index in near.tolist() if index not in good][:count])
+  return np.array(found)
 
-  Khattab & Zaharia 2020 (arXiv:2004.12832) eq. 3, but a mean and not a sum.
 
-  Args:
-    query_LD, document_SMD: token vectors of length 1; those of length 0 do not count.
-    there_SM: bool, which tokens of the texts are.
-  """
-  near_SLM = jnp.einsum('LD,SMD->SLM', query_LD, document_SMD)
-  best_SL = jnp.max(jnp.where(there_SM[:, None], near_SLM, -1.0), axis=2)
-  counted_L = jnp.sum(jnp.abs(query_LD), axis=1) > 0
-  return jnp.sum(best_SL * counted_L[None], axis=1) / jnp.maximum(jnp.sum(counted_L), 1)
+def reciprocal_rank(documents: np.ndarray, queries: np.ndarray, relevant) -> float:
+  """Mean over queries of 1 / place of the first answer by cosine."""
+  pairs = zip(queries, relevant, strict=True)
+  return float(np.mean([reciprocal(documents @ query, good) for query, good in pairs]))
+
+
+def reciprocal(scores: np.ndarray, good: set[int]) -> float:
+  """1 / place of the first of `good` by f32 scores of all."""
+  return 1.0 / (1 + int(np.sum(scores > scores[list(good)].max())))
+
+
+def mean_of_first(
+  found: Sequence[Candidates], relevant: Sequence[set[int]], weights: Mapping[str, float]
+) -> float:
+  """Mean over queries of 1 / place of the first answer among candidates, 0 where none is one."""
+  places = []
+  for one, good in zip(found, relevant, strict=True):
+    is_good, scores = np.isin(one.documents, list(good)), weigh(one, weights)
+    places.append(reciprocal(scores, set(np.flatnonzero(is_good).tolist())) if is_good.any() else 0)
+  return float(np.mean(places))

@@ -14,8 +14,7 @@ import numpy as np
 
 from lmjax.core.errors import UserError
 from lmjax.data.split import normalise, strip_urls
-from lmjax.interop.encoder import load_encoder
-from lmjax.search.embed import Embedder
+from lmjax.search.embed import Embedder, open_embedder
 from lmjax.search.evaluate import Tuned, load_tuned
 from lmjax.search.index import generation, open_remote
 from lmjax.search.keywords import Keywords, shuffled
@@ -170,7 +169,9 @@ class Searcher:
       self._seq = state['seq']
 
   def _open_encoder(self, state: Mapping[str, Any]) -> Embedder:
-    embedder = Embedder(load_encoder(state['encoder']))
+    embedder = open_embedder(
+      state['encoder'], dimensions=state['size'], pooling=state.get('pooling')
+    )
     if embedder.name != state['embedder']:
       raise UserError(
         f'{self.folder} was built with another encoder than {state["encoder"]} is now: put that back, '
@@ -210,9 +211,11 @@ class Searcher:
     return list(np.take_along_axis(found, best, axis=1))
 
   def nearest(self, vector: np.ndarray, count: int) -> np.ndarray:
-    """i64: the nearest posts by the index of vectors alone."""
+    """i64: the nearest posts: of the POOL that the index of vectors finds, as for any query."""
     with self._lock:
-      return self._vectors.nearest(vector, count)
+      near = self._vectors.nearest(vector, max(count, POOL))
+      numbers, vectors = self._store.vectors(near, self._table)
+      return numbers[np.argsort(-(vectors @ vector), kind='stable')][:count]
 
   def rank(self, query: Query, vector: np.ndarray | None = None) -> Ranked:
     """Candidates by words and by meaning, in the order of their scores.

@@ -3,7 +3,7 @@
 Q queries, N documents, K negatives, D size of a vector.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -11,26 +11,29 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lmjax.core.config import leaf
+from lmjax.core.config import leaf, part
 from lmjax.core.errors import UserError, need
 from lmjax.core.task import Report, Task
 from lmjax.data.shuffle import permutation
-from lmjax.interop.encoder import MINILM, load_encoder
+from lmjax.interop.encoder import MINILM
 from lmjax.objectives.contrastive import info_nce
-from lmjax.search.embed import Embedder
+from lmjax.search.embed import open_embedder
 from lmjax.search.engine import Engine
 from lmjax.search.evaluate import DOCUMENTS, ENCODER, QUERIES, Tuned, progress, save_tuned
 from lmjax.search.ranking import (
   FEATURES,
-  LATE,
+  READ,
   Candidates,
   Ranking,
   learn_weights,
   load_ranking,
-  top,
-  weigh,
+  mean_of_first,
+  mine_negatives,
+  reciprocal,
+  reciprocal_rank,
 )
 from lmjax.search.sets import Query, read_documents, read_queries
+from lmjax.search.tune_encoder import EncoderTuning, improve_encoder
 
 _SMALLEST = 20  # judged queries that are worth learning from
 _K1, _B = (0.6, 0.9, 1.2, 1.6, 2.0), (0.1, 0.3, 0.5, 0.75, 0.9)
@@ -39,7 +42,8 @@ _K1, _B = (0.6, 0.9, 1.2, 1.6, 2.0), (0.1, 0.3, 0.5, 0.75, 0.9)
 class SearchTune(Task):
   """Learns BM25's numbers, where queries lie and what each score weighs, from judged queries.
 
-  The encoder stays as it is: a matrix moves queries' vectors, so that documents need not be read again.
+  A matrix moves queries' vectors, so that documents need not be read again. Where `train.epochs` has the
+  encoder itself learn, three quarters of the queries teach it and the others all the rest.
   """
 
   documents: str = leaf('', DOCUMENTS)
@@ -51,8 +55,9 @@ class SearchTune(Task):
   temperature: float = leaf(0.05, 'Of InfoNCE.', above=0.0)
   negatives: int = leaf(32, 'Documents near a query that do not answer it, for each.', low=1)
   rerank_queries: int = leaf(
-    100, 'Queries that teach re-ranking at most, half of them only judge it: it is slow.', low=2
+    200, 'Queries that teach re-ranking at most, half of them only judge it: it is slow.', low=2
   )
+  train: EncoderTuning = part(EncoderTuning(), 'Learning of the encoder itself.')
   seed: int = leaf(0, 'Of the folds.', low=0)
 
   def run(self, workdir: Path) -> Report:
@@ -65,20 +70,24 @@ class SearchTune(Task):
       raise UserError(
         f'--queries={self.queries} has {len(queries)} queries: pass {_SMALLEST} or more to learn from'
       )
-    embedder = Embedder(load_encoder(self.encoder))
+    embedder = open_embedder(self.encoder)
     engine = Engine(documents, embedder, progress('documents read'))
-    vectors = embedder.embed([query.text for query in queries])
-    tuned, said = self.learn(engine, queries, vectors)
-    save_tuned(workdir, tuned, embedder)
+    rest, trained = queries, None
+    if self.train.epochs:
+      engine, rest, trained = improve_encoder(
+        engine, queries, self.train, self.negatives, self.seed
+      )
+    vectors = engine.embedder.embed([query.text for query in rest])
+    tuned, said = self.learn(engine, rest, vectors)
+    save_tuned(workdir, tuned, engine.embedder, changed=engine.embedder is not embedder)
     print(f'written to {workdir}: pass it to search_eval as --checkpoint={workdir}')
-    return {'documents': len(documents), 'queries': len(queries), **said}
+    return {'documents': len(documents), 'queries': len(queries), 'mrr_encoder': trained, **said}
 
   def learn(
     self, engine: Engine, queries: list[Query], vectors: np.ndarray
   ) -> tuple[Tuned, Report]:
     """What the queries teach; weights are learnt on queries that the matrix did not see."""
-    place = {document.id: index for index, document in enumerate(engine.documents)}
-    relevant = [{place[one] for one in query.relevant} for query in queries]
+    relevant = engine.places(queries)
     texts = [query.text for query in queries]
     ranking = tune_words(engine, texts, relevant)._replace(
       trained_on=f'{len(queries)} queries of {self.queries}'
@@ -99,7 +108,7 @@ class SearchTune(Task):
     adapter_DD = list(self._adapters(engine.vectors, vectors, relevant, every))[best]
     found = engine.find(texts, held_out[best], ranking)
     ranking = ranking._replace(hybrid=learn_weights(FEATURES, found, relevant))
-    ranking, reranking = self._rerank(engine, texts, found, relevant, ranking)
+    ranking, reranking = self._rerank(engine, (texts, held_out[best], found, relevant), ranking)
     told = {'mrr_held_out': gains, 'mrr_reranking': reranking}
     report = {'ranking': ranking._asdict(), 'updates': counts[best], **told}
     return Tuned(ranking, adapter_DD), report
@@ -107,23 +116,25 @@ class SearchTune(Task):
   def _rerank(
     self,
     engine: Engine,
-    texts: Sequence[str],
-    found: Sequence[Candidates],
-    relevant: Sequence[set[int]],
+    queries: tuple[Sequence[str], np.ndarray, Sequence[Candidates], Sequence[set[int]]],
     ranking: Ranking,
   ) -> tuple[Ranking, list[float]]:
     """The ranking with weights for reading again, 0 where that puts answers no earlier.
 
     Half of the queries teach and the other half say whether it does: (before, after), mean
     reciprocal ranks. Then all teach.
+
+    Args:
+      queries: texts, vectors that did not see these queries, candidates, and who answers.
     """
+    texts, vectors, found, relevant = queries
     chosen = np.arange(len(texts)) < self.rerank_queries
     print(f'reading the first documents of {chosen.sum()} queries again', flush=True)
-    again = engine.read_again(_pick(texts, chosen), _pick(found, chosen), ranking)
-    good, names = _pick(relevant, chosen), (*FEATURES, LATE)
+    again = engine.read_again(_pick(texts, chosen), vectors[chosen], _pick(found, chosen), ranking)
+    good, names = _pick(relevant, chosen), (*FEATURES, *READ)
     weights = learn_weights(names, again[::2], good[::2])
-    unread = {**ranking.hybrid, LATE: 0.0}
-    gains = [_mean_of_first(again[1::2], good[1::2], one) for one in (unread, weights)]
+    unread = {**ranking.hybrid, **dict.fromkeys(READ, 0.0)}
+    gains = [mean_of_first(again[1::2], good[1::2], one) for one in (unread, weights)]
     print(
       f'mean reciprocal rank by reading again, unseen queries: {gains[0]:.3f} -> {gains[1]:.3f}'
     )
@@ -172,18 +183,6 @@ def make_update(learning_rate: float, temperature: float) -> tuple[Callable, Cal
   return lambda adapter_DD: (adapter_DD, tx.init(adapter_DD)), step
 
 
-def mine_negatives(documents, queries, relevant, count: int) -> np.ndarray:
-  """The nearest documents that do not answer each query, i64 [Q, K]."""
-  found = []
-  count = min(count, len(documents) - max(map(len, relevant)))
-  if count < 1:
-    raise UserError('every document answers a query: pass documents that answer none too')
-  for query, good in zip(queries, relevant, strict=True):
-    near = top(documents @ query, count + len(good))
-    found.append([index for index in near.tolist() if index not in good][:count])
-  return np.array(found)
-
-
 def tune_words(engine: Engine, texts: Sequence[str], relevant: Sequence[set[int]]) -> Ranking:
   """The shipped ranking with the k1 and b under which BM25 alone puts answers first."""
   best, shipped = (-1.0, load_ranking()), load_ranking()
@@ -192,33 +191,10 @@ def tune_words(engine: Engine, texts: Sequence[str], relevant: Sequence[set[int]
       ranking = shipped._replace(k1=k1, b=b)
       scores = engine.score_words(texts, ranking)
       mean = float(
-        np.mean([_reciprocal(one, good) for one, good in zip(scores, relevant, strict=True)])
+        np.mean([reciprocal(one, good) for one, good in zip(scores, relevant, strict=True)])
       )
       best = max(best, (mean, ranking), key=lambda pair: pair[0])
   return best[1]
-
-
-def reciprocal_rank(documents: np.ndarray, queries: np.ndarray, relevant) -> float:
-  """Mean over queries of 1 / place of the first answer by cosine."""
-  pairs = zip(queries, relevant, strict=True)
-  return float(np.mean([_reciprocal(documents @ query, good) for query, good in pairs]))
-
-
-def _mean_of_first(
-  found: Sequence[Candidates], relevant: Sequence[set[int]], weights: Mapping[str, float]
-) -> float:
-  """Mean over queries of 1 / place of the first answer among candidates, 0 where none is one."""
-  places = []
-  for one, good in zip(found, relevant, strict=True):
-    is_good, scores = np.isin(one.documents, list(good)), weigh(one, weights)
-    places.append(
-      _reciprocal(scores, set(np.flatnonzero(is_good).tolist())) if is_good.any() else 0
-    )
-  return float(np.mean(places))
-
-
-def _reciprocal(scores: np.ndarray, good: set[int]) -> float:
-  return 1.0 / (1 + int(np.sum(scores > scores[list(good)].max())))
 
 
 def _pick(items: Sequence, chosen: np.ndarray) -> list:

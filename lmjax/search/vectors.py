@@ -4,7 +4,7 @@ D size of a vector, S posts.
 """
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -19,6 +19,10 @@ _LINKS, _BUILD, _WALK = (
 )  # of the graph: links of a post, beam when it is built and walked
 _BITS, _SAMPLE = 8, 256  # of a piece of a compressed vector; posts that teach a list
 _LOOKED = 128  # lists that a search reads
+
+
+Precision = Literal['float32', 'int8', 'binary']
+_SIGMAS = 6.0  # numbers of a vector are kept up to so many times 1 / sqrt(D), their usual size
 
 
 class Nearest(Protocol):
@@ -45,7 +49,7 @@ class Nearest(Protocol):
 
 
 class Vectors:
-  """A `Nearest` in memory: flat, a graph (HNSW) or compressed lists (IVF-PQ).
+  """A `Nearest` in memory: flat, a graph (HNSW), signs alone (LSH) or compressed lists (IVF-PQ).
 
   Of what is removed faiss's graphs keep the links, so it is only skipped: build anew now and then.
   """
@@ -76,6 +80,8 @@ class Vectors:
       return np.zeros(0, np.int64)
     library, inner = self._faiss, self._faiss.downcast_index(self._index.index)
     more = {}
+    if isinstance(inner, library.IndexLSH):  # takes no settings
+      return self._living(vector, count)
     if len(self._dead):
       dead = library.IDSelectorBatch(self._dead)
       more = {'sel': library.IDSelectorNot(dead)}
@@ -89,6 +95,12 @@ class Vectors:
     _, found = self._index.search(query, count, params=settings)
     return found[0][found[0] >= 0]
 
+  def _living(self, vector: np.ndarray, count: int) -> np.ndarray:
+    """`nearest`, of more than are wanted, without those that were removed."""
+    query = np.ascontiguousarray(vector[None], np.float32)
+    _, found = self._index.search(query, min(count + len(self._dead), self._index.ntotal))
+    return found[0][~np.isin(found[0], self._dead)][:count]
+
   def save(self, path: Path) -> None:
     """Writes what `load_vectors` reads; without anything removed."""
     try:
@@ -99,18 +111,24 @@ class Vectors:
       ) from None
 
 
-def build_vectors(count: int, size: int, sample: np.ndarray | None = None) -> Vectors:
+def build_vectors(
+  count: int, size: int, sample: np.ndarray | None = None, precision: Precision = 'float32'
+) -> Vectors:
   """An empty one that suits `count` posts.
 
   Args:
     sample: f32 [S, D], some of them, which lists are learnt from where there are many.
+    precision: int8 keeps a byte of each number, binary its sign alone, all of which are compared. What is
+      found is to be put in order by the vectors themselves.
   """
   library = faiss()
-  if count <= FLAT:
-    inner = library.IndexFlatIP(size)
+  if precision == 'binary':
+    inner = library.IndexLSH(size, size, False, False)
   elif count <= GRAPH or sample is None:
-    inner = library.IndexHNSWFlat(size, _LINKS, library.METRIC_INNER_PRODUCT)
-    inner.hnsw.efConstruction = _BUILD
+    inner = _exact(library, size, precision) if count <= FLAT else _graph(library, size, precision)
+    if precision == 'int8':
+      most = min(1.0, _SIGMAS / size**0.5)
+      inner.train(np.array([[-most] * size, [most] * size], np.float32))
   else:
     lists = min(int(4 * count**0.5), len(sample) // 39)  # faiss wants 39 for each
     pieces = next(n for n in (48, 32, 16, 8, 4, 2, 1) if size % n == 0)
@@ -118,6 +136,23 @@ def build_vectors(count: int, size: int, sample: np.ndarray | None = None) -> Ve
     inner = library.IndexIVFPQ(coarse, size, lists, pieces, _BITS, library.METRIC_INNER_PRODUCT)
     inner.train(sample[: lists * _SAMPLE])
   return Vectors(library.IndexIDMap2(inner))
+
+
+def _exact(library: Any, size: int, precision: Precision) -> Any:
+  if precision == 'int8':
+    kind = library.ScalarQuantizer.QT_8bit_uniform
+    return library.IndexScalarQuantizer(size, kind, library.METRIC_INNER_PRODUCT)
+  return library.IndexFlatIP(size)
+
+
+def _graph(library: Any, size: int, precision: Precision) -> Any:
+  if precision == 'int8':
+    kind = library.ScalarQuantizer.QT_8bit_uniform
+    made = library.IndexHNSWSQ(size, kind, _LINKS, library.METRIC_INNER_PRODUCT)
+  else:
+    made = library.IndexHNSWFlat(size, _LINKS, library.METRIC_INNER_PRODUCT)
+  made.hnsw.efConstruction = _BUILD
+  return made
 
 
 def load_vectors(path: Path) -> Vectors:

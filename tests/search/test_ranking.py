@@ -1,8 +1,18 @@
 """Orders, features and what queries teach about their weights."""
 
 import numpy as np
+import pytest
 
-from lmjax.search.ranking import FEATURES, Candidates, candidates, learn_weights, load_ranking, top
+from lmjax.core.errors import UserError
+from lmjax.search.ranking import (
+  FEATURES,
+  READ,
+  Candidates,
+  candidates,
+  learn_weights,
+  load_ranking,
+  top,
+)
 
 
 def test_the_largest_come_first_and_equal_ones_not_in_their_files_order():
@@ -38,5 +48,12 @@ def test_the_feature_that_tells_answers_weighs_most():
 def test_what_is_shipped_weighs_every_feature_and_says_what_taught_it():
   shipped = load_ranking()
   assert tuple(shipped.hybrid) == FEATURES
-  assert tuple(shipped.reranked)[:-1] == FEATURES
+  assert tuple(shipped.reranked) == (*FEATURES, *READ)
   assert 'training queries' in shipped.trained_on
+
+
+def test_weights_of_another_version_are_refused(tmp_path):
+  old = load_ranking()._replace(reranked={'words': 1.0})
+  old.save(tmp_path / 'ranking.json')
+  with pytest.raises(UserError, match=r'another version\): run search_tune again'):
+    load_ranking(tmp_path / 'ranking.json')

@@ -10,7 +10,13 @@ from small_encoder import WORDS, write_encoder, write_jsonl
 
 from lmjax.core import command_line
 from lmjax.core.errors import UserError
-from lmjax.search.sets import MEASURES
+from lmjax.interop.encoder import load_encoder
+from lmjax.search.embed import Embedder
+from lmjax.search.engine import Engine
+from lmjax.search.evaluate import Tuned, save_tuned
+from lmjax.search.ranking import load_ranking
+from lmjax.search.sets import MEASURES, read_documents, read_queries
+from lmjax.search.tune_encoder import EncoderTuning, improve_encoder
 
 ANIMALS, VERBS = WORDS[:4], WORDS[4:8]
 DOCUMENTS = [
@@ -58,12 +64,31 @@ def test_what_is_tuned_ranks_no_worse_and_is_taken_by_eval(tmp_path, files, enco
   flags = ['--steps=8', '--negatives=4', '--learning_rate=0.01']
   tuned = run('search_tune', tmp_path / 'tuned', files, encoder, *flags)
   assert tuned['ranking']['trained_on'].startswith('32 queries of ')
+  assert tuned['mrr_encoder'] is None
   after = run(
     'search_eval', tmp_path / 'after', files, encoder, f'--checkpoint={tmp_path / "tuned"}'
   )
   assert after['ranking'] == tuned['ranking']
   assert after['methods']['hybrid']['map_at_5'] >= before['methods']['hybrid']['map_at_5']
   assert after['methods']['reranked'] == dict.fromkeys(MEASURES, 1.0)
+
+
+def test_an_encoder_learns_its_queries_and_is_kept_with_the_run(tmp_path, files, encoder):
+  documents = read_documents(str(files[0]))
+  engine = Engine(documents, Embedder(load_encoder(str(encoder))))
+  queries = read_queries(str(files[1]), documents)
+  settings = EncoderTuning(epochs=6, rows=12, pieces=3, length=16, peak_lr=3e-3)
+  tuned, rest, (before, after) = improve_encoder(engine, queries, settings, 4, seed=0)
+  assert len(rest) == 8
+  assert after > before + 0.05
+  assert tuned.embedder.name != engine.embedder.name
+  nothing = np.zeros((16, 16), np.float32)
+  save_tuned(tmp_path, Tuned(load_ranking(), nothing), tuned.embedder, changed=True)
+  report = run('search_eval', tmp_path / 'run', files, encoder, f'--checkpoint={tmp_path}')
+  assert report['embedder'] == tuned.embedder.name
+  assert EncoderTuning(rows=3, pieces=9).pieces == 9
+  with pytest.raises(UserError, match='rows=3 are 9 texts with .* pass pieces one of .1, 3, 9.'):
+    EncoderTuning(rows=3, pieces=4)
 
 
 def test_compressed_files_are_read(tmp_path, files, encoder):
@@ -132,4 +157,6 @@ def test_an_encoder_that_is_none_is_refused(tmp_path, files):
   folder.mkdir()
   (folder / 'config.json').write_text(json.dumps({'model_type': 'llama'}))
   with pytest.raises(UserError, match="model_type='llama' is no encoder known here: pass a folder"):
+    load_encoder(str(folder))
+  with pytest.raises(UserError, match='its config.json has no .*: take the folder as published'):
     run('search_eval', tmp_path / 'run', files, folder)

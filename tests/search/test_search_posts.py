@@ -67,6 +67,18 @@ def test_the_next_start_goes_on_and_honours_what_was_deleted(run, tmp_path, caps
   assert 'nothing close was found' in capsys.readouterr().out.splitlines()
 
 
+def test_vectors_can_be_shorter_and_coarser(run):
+  report = run('--dimensions=8', '--precision=int8', '--query=mark7')
+  assert (report['vectors'], report['recall_at_10']) == ('ScalarQuantizer', 1.0)
+  again = run('--dimensions=8', '--precision=binary', '--query=cats')
+  assert (again['vectors'], again['recall_at_10']) == ('LSH', 1.0)  # found by signs, then compared
+  assert (again['counts']['kept'], again['embedder']) == (30, report['embedder'])
+  with pytest.raises(UserError, match=r'was built with another encoder .*vectors of 8 numbers'):
+    run('--query=cats')
+  with pytest.raises(UserError, match='dimensions=99: this encoder has 16: pass as many or fewer'):
+    run('--dimensions=99', '--query=cats')
+
+
 def test_questions_are_typed_and_wrong_ones_told(run, capsys, monkeypatch):
   typed = iter(['', 'mark4', 'form:bob', '/exit'])
   monkeypatch.setattr('builtins.input', lambda prompt: next(typed))

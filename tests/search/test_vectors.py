@@ -11,17 +11,24 @@ COUNT, SIZE = 3000, 16
 
 
 @pytest.mark.parametrize(
-  ('flat', 'graph', 'kind', 'recall'),
-  [(COUNT, COUNT, 'FlatIP', 1.0), (1, COUNT, 'HNSWFlat', 0.97), (1, 1, 'IVFPQ', 0.8)],
+  ('flat', 'graph', 'precision', 'kind', 'recall'),
+  [
+    (COUNT, COUNT, 'float32', 'FlatIP', 1.0),
+    (1, COUNT, 'float32', 'HNSWFlat', 0.97),
+    (1, 1, 'float32', 'IVFPQ', 0.8),
+    (COUNT, COUNT, 'int8', 'ScalarQuantizer', 0.95),
+    (1, COUNT, 'int8', 'HNSWSQ', 0.95),
+    (1, 1, 'binary', 'LSH', 0.2),
+  ],
 )
-def test_the_nearest_are_found(tmp_path, monkeypatch, flat, graph, kind, recall):
+def test_the_nearest_are_found(tmp_path, monkeypatch, flat, graph, precision, kind, recall):
   monkeypatch.setattr(module, 'FLAT', flat)
   monkeypatch.setattr(module, 'GRAPH', graph)
   rng = np.random.default_rng(0)
   drawn = rng.normal(size=(COUNT, SIZE)).astype(np.float32)
   drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
   numbers = np.arange(COUNT, dtype=np.int64) * 3 + 7
-  made = build_vectors(COUNT, SIZE, drawn)
+  made = build_vectors(COUNT, SIZE, drawn, precision)
   made.add(numbers, drawn)
   assert made.kind == kind
   made.save(tmp_path / 'vectors.faiss')

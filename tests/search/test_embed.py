@@ -1,0 +1,47 @@
+"""Vectors of encoders and decoders: each text by itself, the first numbers of them, pooled as asked."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_encoder import write_encoder
+from small_models import random_params
+
+from lmjax.core.errors import UserError
+from lmjax.data.tokenizer import train
+from lmjax.interop.load import Loaded
+from lmjax.models.transformer import Decoder
+from lmjax.search.embed import Embedder, open_embedder
+
+TEXTS = ['look', 'user system arguments', 'name']
+TOKENIZER = train(['look at the name of a user'] * 3, 300)
+MODEL = Decoder(vocab=300, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48)
+DECODER = Loaded(MODEL, random_params(MODEL), TOKENIZER, Path('tiny'), 0, None, (), None)
+
+
+def test_a_decoder_makes_vectors_that_padding_never_changes():
+  embedder = Embedder(DECODER)
+  together = embedder.embed(TEXTS)
+  np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1.0, rtol=1e-5)
+  for text, vector in zip(TEXTS, together, strict=True):
+    np.testing.assert_allclose(embedder.embed([text])[0], vector, atol=1e-5)
+
+
+def test_pooled_by_the_last_token_it_is_that_tokens():
+  embedder = Embedder(DECODER, pooling='last')
+  assert embedder.name != Embedder(DECODER).name
+  (last,) = embedder.embed([TEXTS[1]])
+  (tokens,) = embedder.embed_tokens([TEXTS[1]])
+  np.testing.assert_allclose(last, tokens[-1], atol=2e-3)  # tokens are kept in f16
+
+
+def test_fewer_dimensions_are_the_first_ones_of_length_one(tmp_path):
+  path = str(write_encoder(tmp_path / 'bert'))
+  whole, short = open_embedder(path), open_embedder(path, dimensions=6)
+  texts = ['cats sleep', 'dogs']
+  firsts = whole.embed(texts)[:, :6]
+  firsts /= np.linalg.norm(firsts, axis=1, keepdims=True)
+  np.testing.assert_allclose(short.embed(texts), firsts, atol=1e-6)
+  assert short.name != whole.name
+  with pytest.raises(UserError, match='dimensions=17: this encoder has 16'):
+    open_embedder(path, dimensions=17)
