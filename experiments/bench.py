@@ -5,6 +5,7 @@ from lmjax.bench.data import BenchData
 from lmjax.bench.decode import Decode
 from lmjax.bench.growth import BenchGrowth
 from lmjax.bench.guard import BenchGuard
+from lmjax.bench.search import BenchSearch
 from lmjax.bench.serve import BenchServe
 from lmjax.bench.time_to_loss import TimeToLoss
 from lmjax.bench.train import BenchTrain
@@ -57,3 +58,9 @@ def bench_guard() -> BenchGuard:
 def bench_serve() -> BenchServe:
   """Measure serving at 1 to 64 clients beside others behind the same API: a quarter of an hour."""
   return BenchServe()
+
+
+@experiment
+def bench_search() -> BenchSearch:
+  """Measure encoding beside sentence-transformers, and the search of a million vectors: half an hour."""
+  return BenchSearch()

@@ -1,0 +1,26 @@
+"""Vectors like those of real posts, and what is measured of a search among them."""
+
+import numpy as np
+
+from lmjax.bench.search import BenchSearch, grown
+
+
+def unit(count, size=16):
+  made = np.random.default_rng(0).normal(size=(count, size)).astype(np.float32)
+  return made / np.linalg.norm(made, axis=1, keepdims=True)
+
+
+def test_more_vectors_are_as_near_to_posts_as_these_to_each_other():
+  real = unit(300)
+  made = np.concatenate(list(grown(real, 1000, 0, 128)))
+  np.testing.assert_array_equal(made[:300], real)
+  np.testing.assert_allclose(np.linalg.norm(made, axis=1), 1.0, rtol=1e-5)
+  near = np.sort(real @ real.T, axis=1)  # the last is the post itself
+  nearest = (made[300:] @ real.T).max(axis=1)
+  assert nearest.min() >= near[:, -11].min() - 1e-5
+  assert abs(np.median(nearest) - np.median(near[:, -2])) < 0.1
+
+
+def test_what_a_flat_index_finds_is_all_of_it():
+  told = BenchSearch(posts=100, vectors=500, queries=20)._search(unit(120))
+  assert (told['vectors'], told['kind'], told['recall_at_10']) == (500, 'FlatIP', 1.0)
