@@ -14,8 +14,6 @@ from lmjax.ads.banner import Fonts, choose_palette, lay_out
 from lmjax.ads.brief import Brief
 from lmjax.ads.creative import Copy, Limits, Problem, find_problems, limits_of, unlike
 from lmjax.ads.record import FILE, make_record, sha256
-from lmjax.ads.response import load_response
-from lmjax.ads.review import load_classifier
 from lmjax.ads.template import write_templates
 from lmjax.core.config import Config, leaf
 from lmjax.core.task import write_json
@@ -74,11 +72,15 @@ class Maker:
     """`moderate`: why a text is refused, or None, asked beside the settings' classifier."""
     self._settings, self._fonts, self._moderate = settings, Fonts(settings.font), moderate
     self._taxonomy = load_taxonomy(settings.audiences)
-    self._judge = (
-      load_classifier(settings.classifier, 'classifier') if settings.classifier else None
-    )
-    self._response = load_response(settings.response) if settings.response else None
-    self._generator = None
+    self._judge = self._response = self._generator = None
+    if settings.classifier:
+      from lmjax.ads.review import load_classifier
+
+      self._judge = load_classifier(settings.classifier, 'classifier')
+    if settings.response:
+      from lmjax.ads.response import load_response
+
+      self._response = load_response(settings.response)
     if settings.generator:
       from lmjax.interop.load import locate
       from lmjax.train.images import load_generator

@@ -9,6 +9,7 @@ from starlette.staticfiles import StaticFiles
 
 import lmjax
 from lmjax.search.searcher import Searcher
+from lmjax.serve.ads import Desk, ads_routes
 from lmjax.serve.audit import Audit
 from lmjax.serve.chat import chat_routes
 from lmjax.serve.completions import completion_routes
@@ -28,13 +29,20 @@ def _page() -> FileResponse:
 
 
 def build_app(
-  service: Service, *, keys: Keys, audit: Audit, local: bool, searcher: Searcher | None = None
+  service: Service,
+  *,
+  keys: Keys,
+  audit: Audit,
+  local: bool,
+  searcher: Searcher | None = None,
+  desk: Desk | None = None,
 ) -> FastAPI:
   """The server of one model.
 
   Args:
     local: only this machine may ask.
     searcher: of the index that /search asks, or None.
+    desk: where /ads makes advertisements, or None.
   """
   app = FastAPI(title='lmjax', version=lmjax.__version__, docs_url=None, redoc_url=None)
   app.include_router(chat_routes(service))
@@ -42,6 +50,7 @@ def build_app(
   embedder = MeanHidden(service.model, service.params, service.engine.slots)
   app.include_router(embedding_routes(service, embedder))
   app.include_router(search_routes(searcher, service))
+  app.include_router(ads_routes(service, desk))
   app.include_router(state_routes(service))
   app.mount('/page', StaticFiles(directory=PAGE), name='page')
   app.add_api_route('/', _page, include_in_schema=False)

@@ -27,7 +27,7 @@ _HEADERS = {
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
   ),
 }
-_KEYED = ('/metrics', '/search')  # paths beside those of /v1 that want a key
+_KEYED = ('/metrics', '/search', '/ads')  # paths beside those of /v1 and below /ads that want a key
 LOOPBACK = ('127.0.0.1', 'localhost', '::1')
 
 
@@ -71,7 +71,7 @@ class Guard:
     finally:
       route = getattr(scope.get('route'), 'path', 'other')
       self._metrics.answered(route, status)
-      if scope['path'].startswith('/v1/') or scope['path'] == '/search':
+      if _is_keyed(scope['path']) and scope['path'] != '/metrics':
         seconds = round(time.monotonic() - begun, 4)
         told = {'route': scope['path'], 'status': status, 'seconds': seconds}
         self._audit.write({**entry, **told})
@@ -86,7 +86,7 @@ class Guard:
       raise self._too_large()
     limited = self._limited(receive)
     path = scope['path']
-    if not (path.startswith('/v1/') or path in _KEYED):
+    if not _is_keyed(path):
       await self._app(scope, limited, send)
       return
     address = (scope.get('client') or ('unknown',))[0]
@@ -128,6 +128,10 @@ class Guard:
     return ApiError(
       413, f'the body has more than {self._body_bytes:,} bytes: send less', code='body_too_large'
     )
+
+
+def _is_keyed(path: str) -> bool:
+  return path.startswith(('/v1/', '/ads/')) or path in _KEYED
 
 
 def key_of(scope: Mapping[str, Any]) -> Key:

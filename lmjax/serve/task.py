@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import importlib
+import importlib.util
 import signal
 import socket
 import threading
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from lmjax.ads.maker import Maker, Making
 from lmjax.core.config import leaf, part
 from lmjax.core.errors import UserError, need
 from lmjax.core.storage import at
@@ -23,6 +25,7 @@ from lmjax.serve.limits import Limits
 
 if TYPE_CHECKING:
   from lmjax.search.searcher import Searcher
+  from lmjax.serve.ads import Desk
   from lmjax.serve.service import Moderation, Service
 
 DEFAULT = 'smollm2-135m-instruct'
@@ -85,6 +88,7 @@ class Serve(Serving):
   )
   index: str = leaf('', 'Folder of an index that search_posts built, for /search and the page.')
   search_checkpoint: str = leaf('', 'The folder of a run of search_tune, for this index.')
+  ads: Making = part(Making(), 'How /ads makes advertisements.')
   audit_text: bool = leaf(False, 'Also write what is asked and answered to audit.jsonl.')
   drain_seconds: float = leaf(30.0, 'After SIGTERM, for answers under way.', low=0.0)
   limits: Limits = part(Limits(), 'How much one may ask.')
@@ -108,7 +112,8 @@ class Serve(Serving):
     with _listening(self.host, self.port) as sock:
       service = self.make_service(self.limits, self.name, read_moderation(self.moderation))
       audit = Audit(workdir / 'audit.jsonl', self.audit_text)
-      app = build_app(service, keys=keys, audit=audit, local=local, searcher=searcher)
+      desk = self._open_desk(service, workdir)
+      app = build_app(service, keys=keys, audit=audit, local=local, searcher=searcher, desk=desk)
       host = f'[{self.host}]' if ':' in self.host else self.host
       address = f'http://{host}:{sock.getsockname()[1]}'
       warming = threading.Thread(target=_warm, args=(service, address), daemon=True)
@@ -122,6 +127,15 @@ class Serve(Serving):
     counts = service.engine.counts
     print(f'answered {counts.added_tokens:,} tokens in {counts.steps:,} steps', flush=True)
     return {'model': service.name, 'address': address, 'counts': vars(counts)}
+
+  def _open_desk(self, service: 'Service', workdir: Path) -> 'Desk | None':
+    """Where /ads makes advertisements; None without Pillow, of which /ads then tells."""
+    from lmjax.serve.ads import Desk
+
+    if importlib.util.find_spec('PIL') is None:
+      return None
+    maker = Maker(self.ads, lambda text: service.refuses(text, 'output'))
+    return Desk(workdir / 'creatives', maker)
 
   def _open_index(self) -> 'Searcher | None':
     if not self.index:

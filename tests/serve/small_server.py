@@ -31,6 +31,8 @@ TEMPLATE = (
   '{% if add_generation_prompt %}<|start|>assistant\n{% endif %}'
 )
 
+SHORT = '{{ messages[-1].content[:8] }}'  # a template for long messages, of which the answers alone matter
+
 
 def make_loaded(template, params):
   ends = (TOKENIZER.end,)
@@ -51,13 +53,13 @@ def make_service(limits=None, batching=None, template=TEMPLATE, params=None, **m
 
 
 @contextlib.contextmanager
-def serving(service, folder, keys=(), local=True, warm=True, text=False, searcher=None):
-  """The address of a running server, and its audit log is `folder`/audit.jsonl."""
+def serving(service, folder, keys=(), local=True, warm=True, text=False, **more):
+  """The address of a running server, and its audit log is `folder`/audit.jsonl; `more`: of `build_app`."""
   if warm:
     list(service.warm())
   audit = Audit(folder / 'audit.jsonl', text)
   keys = Keys(list(keys), service.limits)
-  app = build_app(service, keys=keys, audit=audit, local=local, searcher=searcher)
+  app = build_app(service, keys=keys, audit=audit, local=local, **more)
   config = uvicorn.Config(app, port=0, log_level='critical', lifespan='off', access_log=False)
   server = uvicorn.Server(config)
   thread = threading.Thread(target=server.run)

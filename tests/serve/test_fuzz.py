@@ -7,7 +7,7 @@ import httpx2 as httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-PATHS = ('/v1/chat/completions', '/v1/completions', '/v1/embeddings', '/search')
+PATHS = ('/v1/chat/completions', '/v1/completions', '/v1/embeddings', '/search', '/ads')
 GOOD = {
   'model': 'tiny',
   'messages': [{'role': 'user', 'content': 'hello'}],
