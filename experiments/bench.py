@@ -8,6 +8,7 @@ from lmjax.bench.guard import BenchGuard
 from lmjax.bench.search import BenchSearch
 from lmjax.bench.serve import BenchServe
 from lmjax.bench.time_to_loss import TimeToLoss
+from lmjax.bench.tour import TourPage
 from lmjax.bench.train import BenchTrain
 from lmjax.core.registry import experiment
 
@@ -64,3 +65,9 @@ def bench_serve() -> BenchServe:
 def bench_search() -> BenchSearch:
   """Measure encoding beside sentence-transformers, and the search of a million vectors: half an hour."""
   return BenchSearch()
+
+
+@experiment
+def tour_page() -> TourPage:
+  """Make one page of the reports of runs: --runs=FOLDER,FOLDER."""
+  return TourPage()
