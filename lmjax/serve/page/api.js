@@ -41,14 +41,24 @@ export async function* streamChat(body, signal) {
 }
 
 /** Posts of the server's index: { data, relevant, cursor, milliseconds }. */
-export async function searchPosts(body, signal) {
-  const response = await ask('/search', {
+export function searchPosts(body, signal) {
+  return postJson('/search', body, signal);
+}
+
+/** What a route answers to a JSON body. */
+export async function postJson(path, body, signal) {
+  const response = await ask(path, {
     method: 'POST',
     headers: { 'Content-Type': 'application/json' },
     body: JSON.stringify(body),
     signal,
   });
   return response.json();
+}
+
+/** A file of the server's, with the key that an address in the page could not send. */
+export async function fetchBlob(path) {
+  return (await ask(path)).blob();
 }
 
 async function ask(path, options = {}) {

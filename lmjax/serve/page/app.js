@@ -8,6 +8,7 @@ import { openSettings } from './settings.js';
 const PLACES = [
   { name: 'chat', title: 'Chat', module: './chat.js' },
   { name: 'search', title: 'Search', module: './search.js' },
+  { name: 'ads', title: 'Ad studio', module: './ads.js' },
 ];
 
 const context = { model: '', length: 0 };

@@ -12,9 +12,10 @@ export function make(tag, attributes = {}, ...children) {
   return node;
 }
 
-/** Has the browser save a text as a file. */
-export function download(name, text) {
-  const url = URL.createObjectURL(new Blob([text], { type: 'application/jsonl' }));
+/** Has the browser save a text, or a blob, as a file. */
+export function download(name, content) {
+  const blob = content instanceof Blob ? content : new Blob([content], { type: 'application/jsonl' });
+  const url = URL.createObjectURL(blob);
   make('a', { href: url, download: name }).click();
   setTimeout(() => URL.revokeObjectURL(url), 1000);
 }
