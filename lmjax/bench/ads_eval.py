@@ -55,7 +55,9 @@ _LENGTH = 64  # tokens of a text that its vector is made of
 class AdsEval(Task):
   """Measures copy, pictures and review; trains only what a figure is judged by."""
 
-  checkpoint: str = leaf(DEFAULT, 'What writes the copy, as any --checkpoint; empty: no figures of text.')
+  checkpoint: str = leaf(
+    DEFAULT, 'What writes the copy, as any --checkpoint; empty: no figures of text.'
+  )
   briefs: str = leaf('', 'JSONL, a brief and the label of its audience a line; empty: made up.')
   count: int = leaf(16, 'Briefs that are made up.', low=2, high=1000)
   candidates: int = leaf(4, 'Copies of a brief that are kept.', low=2, high=64)

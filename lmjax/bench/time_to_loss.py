@@ -102,7 +102,9 @@ class TimeToLoss(Task):
     flags = {'steps': steps, 'seed': seed, 'workdir': workdir, 'evaluate_every': steps + 1}
     flags |= {'checkpoint.every_steps': steps, 'samples': 0, 'baselines': 'false'}
     run = [sys.executable, '-m', 'lmjax.main', f'--experiment={_EXPERIMENT}']
-    run += [f'--{name}={value}' for name, value in flags.items()] + [f'--{one}' for one in self.settings]
+    run += [f'--{name}={value}' for name, value in flags.items()] + [
+      f'--{one}' for one in self.settings
+    ]
     for more in (['--stop_at=1', '--final_posts=1'], []):
       shutil.rmtree(workdir, ignore_errors=True)
       with contest.Watch() as watch, log.open('a') as file:

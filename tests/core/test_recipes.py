@@ -9,7 +9,9 @@ from lmjax.core import recipes
 NAME = 'tiny_tasks:tiny'
 
 
-def test_a_recipe_runs_once_and_again_only_where_its_settings_changed(tmp_path, monkeypatch, capsys):
+def test_a_recipe_runs_once_and_again_only_where_its_settings_changed(
+  tmp_path, monkeypatch, capsys
+):
   monkeypatch.setenv('LMJAX_CACHE', str(tmp_path))
   folder = recipes.ready(NAME)
   report = json.loads((folder / 'report.json').read_text())
