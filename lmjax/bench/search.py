@@ -38,7 +38,7 @@ class BenchSearch(Task):
   """
 
   source: Posts = part(Posts(), 'Whose posts are encoded.', inline=True)
-  posts: int = leaf(20_000, 'Posts that are encoded for vectors.', low=100)
+  real: int = leaf(20_000, 'Posts that are encoded for vectors.', low=100)
   vectors: int = leaf(1_000_000, 'Vectors that are searched; 0: none.', low=0)
   queries: int = leaf(500, 'Queries of these.', low=1)
   precision: Precision = leaf('float32', 'Of the vectors in memory.')
@@ -49,12 +49,12 @@ class BenchSearch(Task):
 
   def run(self, workdir: Path) -> Report:
     """Prints and reports what was measured."""
-    if self.vectors and self.vectors <= self.posts:
+    if self.vectors and self.vectors <= self.real:
       raise UserError(
-        f'vectors={self.vectors} are no more than posts={self.posts}: pass more, or 0 for none'
+        f'vectors={self.vectors} are no more than real={self.real}: pass more, or 0 for none'
       )
     texts = [
-      post.text for _, post in zip(range(self.posts + self.queries), self._read(), strict=False)
+      post.text for _, post in zip(range(self.real + self.queries), self._read(), strict=False)
     ]
     report: Report = {'posts': len(texts)}
     if self.rounds:
@@ -85,7 +85,7 @@ class BenchSearch(Task):
       side: contest.figure(side, 'posts_per_second')._asdict() for side in contest.turns
     }
     if self.peers:
-      told['ratio'] = contest.ratio(*contest.turns, 'posts_per_second')._asdict()
+      told['ratio'] = contest.ratio('lmjax', 'sentence-transformers', 'posts_per_second')._asdict()
     return told | {'disturbed_turns': contest.disturbed}
 
   def _search(self, embedded: np.ndarray) -> dict[str, Any]:

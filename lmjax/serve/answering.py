@@ -73,7 +73,7 @@ async def answer_question(
     return {'text': REFUSAL, 'posts': posts, 'cited': []}
   prompt = await run_in_threadpool(service.encode_chat, messages)
   tokens = min(PROMPT['tokens'], service.limits.answer_tokens)
-  body = Generation(model=service.name, temperature=0, seed=0)
+  body = Generation.model_validate({'model': service.name, 'temperature': 0, 'seed': 0})
   asks = make_asks(service, body, http, [prompt], asked=tokens, param='answer')
   answers = service.answer(asks)
   (whole,) = await gather(http, answers, Shown(service, answers, entry))

@@ -22,5 +22,5 @@ def test_more_vectors_are_as_near_to_posts_as_these_to_each_other():
 
 
 def test_what_a_flat_index_finds_is_all_of_it():
-  told = BenchSearch(posts=100, vectors=500, queries=20)._search(unit(120))
+  told = BenchSearch(real=100, vectors=500, queries=20)._search(unit(120))
   assert (told['vectors'], told['kind'], told['recall_at_10']) == (500, 'FlatIP', 1.0)
