@@ -30,6 +30,7 @@ from lmjax.train.pretrain import open_data
 
 _TIMEOUT = 1800.0  # seconds for one start
 _AGAIN = 10  # steps that a layout takes a second time
+_OFTEN = '--checkpoint.every_steps=5'  # while it does; else a start saves when it stops alone
 _SAVED = 75
 
 
@@ -80,9 +81,8 @@ class Elastic(Task):
     """Prints a line for each start; the report has `ok` and the gap of every step."""
     layouts = [Layout.parse(text) for text in self.layouts]
     mixture = self._write_mixture(workdir)
-    start = lambda layout, folder: _Start(
-      layout, folder, [f'--experiment={self.target}', f'--mixture={mixture}', *self._flags()]
-    )
+    flags = [f'--experiment={self.target}', f'--mixture={mixture}', *self._flags()]
+    start = lambda layout, folder, *more: _Start(layout, folder, [*flags, *more])
     reference, run = workdir / 'reference', workdir / 'run'
     print(f'reference: {self.steps} steps on one process', flush=True)
     start(Layout(1, ()), reference).finish()
@@ -92,10 +92,11 @@ class Elastic(Task):
   def _flags(self) -> list[str]:
     steps = [
       f'--steps={self.steps}',
-      '--checkpoint.every_steps=5',
+      f'--checkpoint.every_steps={self.steps}',
       f'--evaluate_every={self.steps}',
     ]
-    return [*steps, '--final_posts=100', '--samples=0', '--audit=true', *self.flags]
+    unused = ['--baselines=false', '--samples=0', '--writers.tensorboard=false']
+    return [*steps, *unused, '--final_posts=100', '--audit=true', *self.flags]
 
   def _write_mixture(self, workdir: Path) -> Path:
     """Two sources of the default posts, whose weights change twice on the way."""
@@ -116,7 +117,7 @@ class Elastic(Task):
     return workdir / 'mixture.json'
 
   def _drive(
-    self, start: Callable[[Layout, Path], '_Start'], layouts: list[Layout], run: Path
+    self, start: Callable[..., '_Start'], layouts: list[Layout], run: Path
   ) -> list[dict[str, Any]]:
     """Runs every layout in turn; at each arrow the old one also takes a step more, in a copy."""
     arrows: list[dict[str, Any]] = []
@@ -129,9 +130,10 @@ class Elastic(Task):
       if number == 1:
         twin = run.with_name('again')
         shutil.copytree(run, twin)
-      start(layout, run).stop_after(goal)
-      if number == 1:
-        start(layout, twin).stop_after(arrows[0]['step'] + _AGAIN)
+        start(layout, run, _OFTEN).stop_after(goal)
+        start(layout, twin, _OFTEN).stop_after(arrows[0]['step'] + _AGAIN)
+      else:
+        start(layout, run).stop_after(goal)
       step = len(_metrics(run))
       before = run.with_name(f'before_{step}')
       shutil.copytree(run, before)
