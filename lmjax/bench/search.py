@@ -3,6 +3,7 @@
 S posts, D size of a vector, Q queries.
 """
 
+import importlib.util
 import json
 import resource
 import time
@@ -49,6 +50,10 @@ class BenchSearch(Task):
 
   def run(self, workdir: Path) -> Report:
     """Prints and reports what was measured."""
+    if self.rounds and self.peers and importlib.util.find_spec('sentence_transformers') is None:
+      raise UserError(
+        'the peer is sentence-transformers: pip install sentence-transformers, or pass --peers=false'
+      )
     if self.vectors and self.vectors <= self.real:
       raise UserError(
         f'vectors={self.vectors} are no more than real={self.real}: pass more, or 0 for none'

@@ -65,9 +65,11 @@ class Triples(NamedTuple):
 def improve_encoder(
   engine: Engine, queries: list[Query], settings: EncoderTuning, negatives: int, seed: int
 ) -> tuple[Engine, list[Query], tuple[float, float]]:
-  """(an engine with the better encoder, queries that did not teach it, their reciprocal ranks before and after).
+  """Has the encoder learn three quarters of the queries.
 
-  The encoder stays where it has become no better for queries that did not teach it.
+  Returns:
+    An engine with the better of both encoders, as the other queries find it; these queries; and their mean
+    reciprocal ranks (before, after).
   """
   order = permutation(len(queries), 'teach', seed)
   teaching, rest = (

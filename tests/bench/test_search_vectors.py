@@ -1,8 +1,10 @@
 """Vectors like those of real posts, and what is measured of a search among them."""
 
 import numpy as np
+import pytest
 
 from lmjax.bench.search import BenchSearch, grown
+from lmjax.core.errors import UserError
 
 
 def unit(count, size=16):
@@ -24,3 +26,8 @@ def test_more_vectors_are_as_near_to_posts_as_these_to_each_other():
 def test_what_a_flat_index_finds_is_all_of_it():
   told = BenchSearch(real=100, vectors=500, queries=20)._search(unit(120))
   assert (told['vectors'], told['kind'], told['recall_at_10']) == (500, 'FlatIP', 1.0)
+
+
+def test_vectors_that_are_no_more_than_posts_are_refused(tmp_path):
+  with pytest.raises(UserError, match='vectors=100 are no more than .*100: pass more, or 0'):
+    BenchSearch(real=100, vectors=100, peers=False).run(tmp_path)
