@@ -22,12 +22,6 @@ from lmjax.core.errors import UserError
 from lmjax.core.task import write_json
 
 _TIMEOUT = 1800.0  # seconds for one compilation
-# Nobody runs the kernels, so no time goes into making them fast: the text of the program is the same.
-_UNRUN = {
-  'xla_backend_optimization_level': '0',
-  'xla_llvm_disable_expensive_passes': True,
-  'xla_gpu_disable_gpuasm_optimizations': True,
-}
 _REQUEST, _PROGRAM, _TEXT, _SAID = 'request.json', 'program.json', 'program.hlo', 'stderr.txt'
 
 
@@ -148,7 +142,7 @@ def _peak(memory: Any, platform: str) -> int:
 
 
 def _devices(accelerator: str, count: int) -> tuple[Sequence[Any], Mapping[str, bool | str]]:
-  """`count` devices of an accelerator to compile for, and the compiler options."""
+  """`count` devices of an accelerator to compile for, and the compiler options of its preset."""
   import jax
 
   from lmjax.parallel import topology
@@ -163,7 +157,7 @@ def _devices(accelerator: str, count: int) -> tuple[Sequence[Any], Mapping[str, 
     raise UserError(f'--accelerator={accelerator} has no gpu: say what XLA is to be told of it')
   per_host = min(count, card.node)
   described = topology.describe(card.gpu, -(-count // per_host), per_host)
-  return described.devices[:count], {**preset(card.gpu.name).compiler_options, **_UNRUN}
+  return described.devices[:count], preset(card.gpu.name).compiler_options
 
 
 def _lower(task: Any, mesh: Any) -> Any:
