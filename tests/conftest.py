@@ -16,8 +16,13 @@ os.environ['XLA_FLAGS'] = (
 import jax
 import pytest
 
+from lmjax.core.compilation import delete_unfinished
+
+_PROGRAMS = Path(tempfile.gettempdir()) / 'lmjax-test-xla'
+_PROGRAMS.mkdir(exist_ok=True)
+delete_unfinished(_PROGRAMS)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
-jax.config.update('jax_compilation_cache_dir', str(Path(tempfile.gettempdir()) / 'lmjax-test-xla'))
+jax.config.update('jax_compilation_cache_dir', str(_PROGRAMS))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
 
 # Tests that may be skipped, and why. .ci/run sets LMJAX_STRICT_SKIPS: any other skip is a failure there.

@@ -25,7 +25,7 @@ def keep_compiled() -> None:
   folder = cache_folder() / 'xla' / processor.kind()
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    _delete_unfinished(folder)
+    delete_unfinished(folder)
   except OSError as error:
     logging.getLogger(__name__).warning('compiled programs are not kept: %s', error)
     return
@@ -44,7 +44,7 @@ def look_for_no_absent_gpu() -> None:
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 
-def _delete_unfinished(folder: Path) -> None:
+def delete_unfinished(folder: Path) -> None:
   """Deletes programs that a killed process had half written.
 
   JAX would not replace them, and so compile the same again at each start. Only what is younger than

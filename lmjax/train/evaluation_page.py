@@ -41,7 +41,11 @@ def _head(title: str, report: Report, differences: Mapping[str, Any]) -> Markup:
     (key, report.get(key)) for key in ('steps', 'trainable_params', 'peak_rss_gib', 'seconds')
   ]
   tiles = [
-    tag('div', tag('dt', key.replace('_', ' ')), tag('dd', f'{value:,}' if isinstance(value, int) else f'{value:,.4g}'))
+    tag(
+      'div',
+      tag('dt', key.replace('_', ' ')),
+      tag('dd', f'{value:,}' if isinstance(value, int) else f'{value:,.4g}'),
+    )
     for key, value in shown
     if isinstance(value, int | float)
   ]

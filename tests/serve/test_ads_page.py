@@ -82,7 +82,7 @@ def test_an_edited_copy_is_reviewed_anew(page):
   assert card.get_by_role('button', name='Approve').is_disabled()
   assert page.evaluate('window.hacked') is None
   card.get_by_role('button', name='Edit').click()
-  card.get_by_label('body').fill('A loaf of 750 g.')
+  card.get_by_label('body').fill('750 g of oat bread.')
   card.get_by_role('button', name='Review again').click()
   card.get_by_text('Review: passed').wait_for()
   assert 'edited by hand' in card.inner_text()
