@@ -73,6 +73,7 @@ def test_what_is_tuned_ranks_no_worse_and_is_taken_by_eval(tmp_path, files, enco
   assert after['methods']['reranked'] == dict.fromkeys(MEASURES, 1.0)
 
 
+@pytest.mark.slow
 def test_an_encoder_learns_its_queries_and_is_kept_with_the_run(tmp_path, files, encoder):
   documents = read_documents(str(files[0]))
   engine = Engine(documents, Embedder(load_encoder(str(encoder))))

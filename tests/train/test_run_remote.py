@@ -20,6 +20,7 @@ def server():
     yield
 
 
+@pytest.mark.slow
 def test_a_killed_run_on_s3_goes_on_from_the_bucket_alone(tmp_path, monkeypatch):
   monkeypatch.setenv('LMJAX_CACHE', str(tmp_path))
   address = 's3://bucket/run'
