@@ -48,6 +48,7 @@ class Grammars:
   def _grammar(self, grammar: str) -> 'Grammar':
     wrong = self._library.LLMatcher.validate_grammar(grammar, self._tokens)
     matcher = self._library.LLMatcher(self._tokens, grammar, log_level=0)
+    matcher.compute_bitmask()  # only then it is known whether anything may come at all
     wrong = wrong or (matcher.get_error() if matcher.is_error() else '')
     if wrong:
       said = ' '.join(wrong.split())
@@ -73,8 +74,14 @@ class Grammar:
     return np.unpackbits(words, bitorder='little')[: self._vocab].astype(bool)
 
   def accept(self, token: int) -> bool:
-    """Takes in the token that came; True where the answer is whole and nothing may follow."""
+    """Takes in the token that came; True where the answer is whole and nothing may follow.
+
+    Raises:
+      ValueError: the library gave up, as on a pattern of too many states.
+    """
     self._matcher.consume_token(token)
+    if self._matcher.is_error():
+      raise ValueError(f'the constraint cannot be kept: {self._matcher.get_error()[:200]}')
     return self._matcher.is_stopped()
 
 

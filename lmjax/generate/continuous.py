@@ -28,6 +28,7 @@ from lmjax.models.transformer import Decoder
 from lmjax.parallel.sharding import constrain, spec
 
 ALTERNATIVES = 20  # the likeliest tokens that a draw can tell of
+_MOST_K = 2**31 - 1  # as an i32 holds; more than there are tokens keeps all
 
 
 class Batching(Config):
@@ -426,7 +427,7 @@ def _draws(settings: Sequence[tuple[Settings, int]]) -> Draws:
   each = lambda dtype, value: np.array([value(s, position) for s, position in settings], dtype)
   arrays: Any = (
     each(np.float32, lambda s, _: s.sampler.temperature),
-    each(np.int32, lambda s, _: s.sampler.top_k or 0),
+    each(np.int32, lambda s, _: min(s.sampler.top_k or 0, _MOST_K)),
     each(np.float32, lambda s, _: s.sampler.top_p or 1.0),
     each(np.float32, lambda s, _: s.sampler.min_p or 0.0),
     each(np.uint32, lambda s, _: s.seed),

@@ -45,8 +45,11 @@ class Whole(NamedTuple):
   reason: str
 
 
-class Gone(Exception):
-  """The client does not listen any more."""
+class Gone(ApiError):
+  """The client does not listen any more; its status, nginx's, is for the counts and the audit alone."""
+
+  def __init__(self) -> None:
+    super().__init__(499, 'the client has gone')
 
 
 def make_asks(
@@ -118,7 +121,7 @@ def read_format(service: Service, form: Format | None) -> Grammar | None:
 def _read_bias(given: dict[str, float], vocab: int) -> dict[int, float]:
   bias = {}
   for name, value in given.items():
-    if not name.isdecimal() or int(name[:12]) >= vocab:
+    if not name.isdecimal() or len(name) > 12 or int(name) >= vocab:
       raise ApiError(
         400,
         f'logit_bias: {name[:20]!r} is no token: they go from 0 to {vocab - 1}',
@@ -257,7 +260,7 @@ class EventStream(Response):
       {'type': 'http.response.body', 'body': text.encode('utf-8', 'replace'), 'more_body': more}
     )
     row = lambda body: f'data: {json.dumps(body, ensure_ascii=False, separators=(",", ":"))}\n\n'
-    with contextlib.suppress(OSError, Gone):  # nobody listens
+    with contextlib.suppress(OSError):  # nobody listens
       async with _watched(receive, self._answers):
         try:
           async for body in self._rows():

@@ -53,3 +53,10 @@ def test_what_is_not_understood_is_refused():
     GRAMMARS.regex('(')
   with pytest.raises(UserError, match=r'the schema or pattern is not understood: .*: change it'):
     GRAMMARS.json_schema({'type': 'no such type'})
+  with pytest.raises(UserError, match=r'the schema or pattern is not understood: .*: change it'):
+    GRAMMARS.regex(r'[^\s\S]')
+
+
+def test_a_token_that_may_not_come_is_not_taken_for_the_end():
+  with pytest.raises(ValueError, match='the constraint cannot be kept'):
+    GRAMMARS.regex('a').accept(int(TOKENIZER.encode('b')[0]))

@@ -39,6 +39,11 @@ def test_the_same_seed_gives_the_same_answer(client):
   assert first == second != other
 
 
+def test_a_top_k_of_more_tokens_than_there_are_keeps_all(client):
+  draws = [ask(client, seed=5, extra_body=body) for body in ({}, {'top_k': 10**12})]
+  assert draws[0].choices == draws[1].choices
+
+
 def test_completions_continue_texts_and_token_ids(client):
   same = {**SAME, 'temperature': 0}
   texts = client.completions.create(prompt=['a look', 'user'], echo=True, **same)
@@ -161,6 +166,12 @@ REFUSED = {
   'role': ({'messages': [{'role': 'me', 'content': 'a'}]}, 400, 'invalid_value', 'messages.0.role'),
   'none': ({'messages': []}, 400, 'invalid_value', 'messages: '),
   'bias': ({'logit_bias': {'999': 1}}, 400, None, "'999' is no token: they go from 0 to "),
+  'long bias': (
+    {'logit_bias': {'0' * 12 + '999': 1}},
+    400,
+    None,
+    ' is no token: they go from 0 to ',
+  ),
   'schema': (
     {'response_format': {'type': 'regex', 'pattern': '('}},
     400,

@@ -127,7 +127,7 @@ def test_metrics_count_what_was_done(http):
 @pytest.mark.parametrize('stream', [True, False], ids=['streamed', 'whole'])
 @pytest.mark.parametrize('reset', [True, False], ids=['reset', 'closed'])
 def test_a_client_that_vanishes_has_no_slot_in_the_next_step(
-  service, address, monkeypatch, stream, reset
+  service, address, audit_folder, monkeypatch, stream, reset
 ):
   steps, held, going = [], threading.Event(), threading.Event()
 
@@ -152,6 +152,8 @@ def test_a_client_that_vanishes_has_no_slot_in_the_next_step(
   wait_for(lambda: service.engine.running + service.engine.waiting == 0)
   assert steps[20].spans == []
   assert [why for _, _, why in steps[20].ended] == ['cancelled'] * 6
+  status = 200 if stream else 499  # which no one reads, and no mistake of the server
+  wait_for(lambda: lines(audit_folder)[-1]['status'] == status)
 
 
 def ask_raw(sock, body):
