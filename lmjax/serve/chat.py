@@ -152,6 +152,8 @@ class _Chat:
       return reply({**self.head('chat.completion'), 'choices': [choice], 'usage': usage})
     delta = {'role': 'assistant', 'content': REFUSAL}
     rows = [self._chunk(0, delta, None, []), self._chunk(0, {}, 'content_filter', [])]
+    if self._body.stream_options is not None and self._body.stream_options.include_usage:
+      rows.append({**self.head('chat.completion.chunk'), 'choices': [], 'usage': usage})
     text = ''.join(f'data: {json.dumps(row)}\n\n' for row in rows) + 'data: [DONE]\n\n'
     return Response(text, media_type='text/event-stream')
 

@@ -125,7 +125,8 @@ def unknown_model(name: str, known: list[str]) -> ApiError:
 
 def _invalid(found: dict[str, Any]) -> ApiError:
   """The first thing that is wrong with a body, by pydantic."""
-  place = [str(part) for part in found['loc'] if part != 'body']
+  # pydantic also names its validators there, as function-after[...] and list[...].
+  place = [str(part) for part in found['loc'] if part != 'body' and '[' not in str(part)]
   param = '.'.join(place) or None
   said = found['msg']
   if found['type'] == 'json_invalid':

@@ -164,6 +164,12 @@ REFUSED = {
   ),
   'no such': ({'extra_body': {'tempo': 1}}, 400, 'unknown_parameter', 'tempo: no such parameter'),
   'role': ({'messages': [{'role': 'me', 'content': 'a'}]}, 400, 'invalid_value', 'messages.0.role'),
+  'image': (
+    {'messages': [{'role': 'user', 'content': [{'type': 'image_url'}]}]},
+    400,
+    'invalid_value',
+    '^messages.0.content: ',
+  ),
   'none': ({'messages': []}, 400, 'invalid_value', 'messages: '),
   'bias': ({'logit_bias': {'999': 1}}, 400, None, "'999' is no token: they go from 0 to "),
   'long bias': (

@@ -261,6 +261,10 @@ def test_what_the_moderation_refuses_is_answered_with_a_refusal(tmp_path):
       client.completions.create(model='tiny', prompt=cat)
     assert caught.value.code == 'content_filter'
     fine = ask(extra_body={'response_format': {'type': 'regex', 'pattern': 'a dog\\. b'}})
+    usage = {'stream': True, 'stream_options': {'include_usage': True}}
+    *_, last = ask(messages=[{'role': 'user', 'content': 'a cat?'}], **usage)
+  assert last.usage is not None
+  assert last.usage.total_tokens == 0
   for choice in (asked.choices[0], said.choices[0]):
     assert choice.finish_reason == 'content_filter'
   assert asked.choices[0].message.content == 'I cannot help with that.'
@@ -269,7 +273,7 @@ def test_what_the_moderation_refuses_is_answered_with_a_refusal(tmp_path):
   assert streamed[-1].choices[0].finish_reason == 'content_filter'
   assert fine.choices[0].message.content == 'a dog. b'
   refused = [line['refused'] for line in lines(tmp_path) if 'refused' in line]
-  assert [r[0]['side'] for r in refused] == ['input', 'output', 'output', 'input']
+  assert [r[0]['side'] for r in refused] == ['input', 'output', 'output', 'input', 'input']
   assert refused[1][0]['why'] == 'cats in the output'
 
 
