@@ -81,8 +81,8 @@ class _Chat:
 
   @property
   def asked(self) -> str:
-    """What users say, for the moderation."""
-    return '\n'.join(_text(message) for message in self._body.messages if message.role == 'user')
+    """What all messages say, for the moderation: whoever asks may call them what he likes."""
+    return '\n'.join(_text(message) for message in self._body.messages)
 
   def prepare(self) -> tuple[list[int], Grammar | None]:
     """The prompt and what the answer must match."""

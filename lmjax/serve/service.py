@@ -99,19 +99,22 @@ class Service:
       int8_cache=int8_cache,
       mesh=mesh,
     )
-    self.ready = False
+    self.ready = self._closed = False
     self._grammars: Grammars | None = None
     self._step_seconds = 0.5  # that a request in the queue is likely to wait
 
   def warm(self) -> Iterator[tuple[int, int]]:
     """Compiles, then begins to answer; see `Engine.warm`."""
-    yield from self.engine.warm()
+    for progress in self.engine.warm():
+      if self._closed:
+        return
+      yield progress
     self.engine.start()
-    self.ready = True
+    self.ready = not self._closed
 
   def close(self, drain_seconds: float) -> None:
-    """Answers what is there, then ends."""
-    self.ready = False
+    """Answers what is there, then ends; `warm` ends with the program that it is compiling."""
+    self.ready, self._closed = False, True
     self.engine.stop(drain_seconds)
 
   def check(self, name: str) -> None:

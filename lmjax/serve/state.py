@@ -37,7 +37,7 @@ def state_routes(service: Service) -> APIRouter:
 
   @router.get('/ready', responses=REFUSALS)
   async def ready() -> dict[str, str]:
-    """Whether requests are answered: 503 while the model is made ready, and from the stop on."""
+    """Whether requests are answered: 503 while the model is made ready."""
     if service.engine.failure is not None:
       raise ApiError(503, 'the engine has ended: start the server again')
     if not service.ready:

@@ -121,6 +121,8 @@ class Serve(Serving):
         _serve_until_told(app, sock, warming, self.drain_seconds)
       finally:
         service.close(self.drain_seconds)
+        if warming.is_alive():
+          warming.join()  # Python must not end while XLA compiles in a thread
         audit.close()
     if service.engine.failure is not None:
       raise service.engine.failure
@@ -210,8 +212,11 @@ def _warm(service: 'Service', address: str) -> None:
   try:
     for done, of in service.warm():
       print(f'\rcompiling {done} of {of}', end='\n' if done == of else '', flush=True)
-    print(f'{service.name} is served at {address} (API: {address}/v1). Ctrl-C ends it.', flush=True)
-    service.engine.wait()
+    if service.ready:
+      print(
+        f'{service.name} is served at {address} (API: {address}/v1). Ctrl-C ends it.', flush=True
+      )
+      service.engine.wait()
   except BaseException as error:
     service.engine.failure = error
   if service.engine.failure is not None:

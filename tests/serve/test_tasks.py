@@ -129,6 +129,23 @@ def test_sigterm_finishes_what_is_under_way_and_exits_with_0(folder, tmp_path):
   assert json.loads((workdir / 'audit.jsonl').read_text())['status'] == 200
 
 
+@pytest.mark.slow
+def test_sigterm_while_it_compiles_exits_with_0(folder, tmp_path):
+  flags = [f'--checkpoint={folder}', '--port=0', f'--workdir={tmp_path / "run"}', *SMALL]
+  command = [sys.executable, '-m', 'lmjax.main', '--experiment=serve', *flags]
+  environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
+  with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    said = ''
+    while 'compiling 1 of' not in said:
+      one = process.stdout.read(1)
+      assert one, said
+      said += one
+    process.send_signal(signal.SIGTERM)
+    said += process.stdout.read()
+    assert process.wait(60) == 0
+  assert 'is served at' not in said
+
+
 def test_a_server_is_measured(address):
   body = {'messages': [{'role': 'user', 'content': 'a'}], 'max_tokens': 8, 'stream': True}
   body |= {'stream_options': {'include_usage': True}, 'logit_bias': {str(TOKENIZER.end): -100.0}}
