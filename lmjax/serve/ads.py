@@ -35,7 +35,7 @@ from lmjax.serve.guard import key_of
 from lmjax.serve.schemas import SEEDS, Strict, Text
 from lmjax.serve.service import Ask, Service
 
-_KEPT = 500  # creatives; the oldest give way
+_KEPT = 500  # creatives; the oldest that nobody approved give way
 _TRIES = 2  # times as many copies are drawn as are shown
 _EDITED = ', edited by hand'
 _TYPES = {'png': 'image/png', 'svg': 'image/svg+xml'}
@@ -149,7 +149,8 @@ class Desk:
       raise
     write_json(self._folder / name / 'brief.json', said)
     for old in sorted(self._folder.iterdir(), key=lambda path: path.stat().st_mtime)[:-_KEPT]:
-      shutil.rmtree(old, ignore_errors=True)
+      if not _is_approved(old):
+        shutil.rmtree(old, ignore_errors=True)
     return shown(name, record)
 
   def find(self, name: str) -> Kept:
@@ -171,6 +172,13 @@ class Desk:
       for part in ['copy.json', FILE, *(image['file'] for image in kept.record['images'])]:
         archive.write(kept.folder / part, part)
     return file.getvalue()
+
+
+def _is_approved(folder: Path) -> bool:
+  try:
+    return read_record(folder / FILE)['approval']['state'] == 'approved'
+  except UserError:  # its making was cut off
+    return False
 
 
 def _without_path(folder: Path, call: Callable[..., Any], *arguments: Any) -> Any:

@@ -8,7 +8,11 @@ import httpx2 as httpx
 import pytest
 from small_server import SHORT, make_service, serving
 
-from lmjax.ads.maker import Maker, Making
+from lmjax.ads.brief import parse_brief
+from lmjax.ads.creative import Copy
+from lmjax.ads.maker import Candidate, Maker, Making
+from lmjax.ads.record import decide
+from lmjax.serve import ads
 from lmjax.serve.ads import Desk
 from lmjax.serve.keys import Key, hash_key
 
@@ -83,6 +87,17 @@ def test_what_was_approved_is_exported_whole_and_nothing_else(http, folder, made
   (folder / 'creatives' / one['id'] / '300x250.svg').write_text('another')
   message = http.get(f'{address}/creative.zip').json()['error']['message']
   assert message.startswith('this creative/300x250.svg is not the file that was reviewed')
+
+
+def test_the_oldest_give_way_but_none_that_was_approved(tmp_path, monkeypatch):
+  monkeypatch.setattr(ads, '_KEPT', 1)
+  desk, brief = Desk(tmp_path, Maker(Making())), parse_brief(BRIEF)
+  one = Candidate(Copy('Oat bread', 'Baked every morning.', 'See more'), 'template', {'facts': 0.5})
+  _, approved = (desk.add(BRIEF, brief, one)['id'] for _ in range(2))
+  assert {path.name for path in tmp_path.iterdir()} == {approved}
+  decide(tmp_path / approved, 'approved', 'Kim')
+  _, last = (desk.add(BRIEF, brief, one)['id'] for _ in range(2))
+  assert {path.name for path in tmp_path.iterdir()} == {approved, last}
 
 
 @pytest.mark.parametrize(
