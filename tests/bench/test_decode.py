@@ -37,6 +37,7 @@ def test_a_round_that_was_slow_for_all_changes_no_ratio():
   )
 
 
+@pytest.mark.slow
 def test_our_sides_take_turns():
   shape = {
     'vocab': 64,

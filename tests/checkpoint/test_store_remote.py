@@ -55,6 +55,7 @@ def test_a_checkpoint_on_s3_that_is_not_as_written_is_passed_over(damage):
   assert restored_step(folder) == 1
 
 
+@pytest.mark.slow
 def test_processes_write_their_shares_to_s3_and_others_restore_them(tmp_path):
   address = 's3://bucket/many'
   with started(tmp_path, [address] * 2, 'save:1', 'save:2', 'restore:2') as members:
