@@ -52,7 +52,7 @@ def test_a_brief_becomes_a_zip_that_a_person_approved(page, tmp_path):
   make(page)
   page.get_by_text('None is approved yet.').wait_for()
   cards = page.locator('.creative')
-  assert 'tiny' in cards.first.inner_text()
+  playwright.expect(cards.first).to_contain_text('tiny')
   image = cards.first.locator('img')
   page.wait_for_function('node => node.naturalWidth === 300', arg=image.element_handle())
   cards.first.get_by_label('Size').select_option('728x90.png')
@@ -78,14 +78,14 @@ def test_an_edited_copy_is_reviewed_anew(page):
   card.get_by_label('body').fill('Cures all: <img src=x onerror="window.hacked=1"> 2 kg.')
   card.get_by_role('button', name='Review again').click()
   card.get_by_text('Review: blocked').wait_for()
-  assert 'figure: 2 kg' in card.inner_text()
+  playwright.expect(card).to_contain_text('figure: 2 kg')
   assert card.get_by_role('button', name='Approve').is_disabled()
   assert page.evaluate('window.hacked') is None
   card.get_by_role('button', name='Edit').click()
   card.get_by_label('body').fill('750 g of oat bread.')
   card.get_by_role('button', name='Review again').click()
   card.get_by_text('Review: passed').wait_for()
-  assert 'edited by hand' in card.inner_text()
+  playwright.expect(card).to_contain_text('edited by hand')
 
 
 def test_a_refused_brief_says_why_and_it_fits_a_phone(page):

@@ -95,12 +95,15 @@ def test_a_conversation_is_there_after_a_reload_beside_others(page):
   page.locator('#new').click()
   ask(page, 'the second')
   page.reload()
-  assert page.locator('#conversations .open').all_inner_texts() == ['the second', 'the first']
+  kept = page.locator('#conversations .open')
+  playwright.expect(kept).to_have_text(
+    ['the second', 'the first']
+  )  # once the server says it is ready
   page.get_by_role('button', name='the first', exact=True).click()
-  assert page.locator('article.user .text').all_inner_texts() == ['the first']
+  playwright.expect(page.locator('article.user .text')).to_have_text(['the first'])
   assert len(answers(page)) == 1
   page.get_by_role('button', name='Delete the second').click()
-  assert page.locator('#conversations .open').all_inner_texts() == ['the first']
+  playwright.expect(kept).to_have_text(['the first'])
 
 
 def test_an_answer_can_be_stopped_and_asked_again(page):
@@ -109,7 +112,7 @@ def test_an_answer_can_be_stopped_and_asked_again(page):
   page.locator('article.answer .text p').wait_for()
   page.locator('#stop').click()
   page.locator('#send').wait_for(state='visible')
-  assert 'stopped' in page.locator('.speed').inner_text()
+  playwright.expect(page.locator('.speed')).to_contain_text('stopped')
   set_up(page, max_tokens=5, temperature=0)
   page.get_by_role('button', name='Retry').click()
   page.get_by_text('2 of 2').wait_for()
@@ -118,7 +121,7 @@ def test_an_answer_can_be_stopped_and_asked_again(page):
   page.get_by_label('Edited message').fill('say')
   page.get_by_role('button', name='Ask again').click()
   page.locator('#send').wait_for(state='visible')
-  assert page.locator('article.user .text').all_inner_texts() == ['say']
+  playwright.expect(page.locator('article.user .text')).to_have_text(['say'])
 
 
 def test_marks_become_pairs_of_preference(page, tmp_path):
@@ -126,7 +129,7 @@ def test_marks_become_pairs_of_preference(page, tmp_path):
   ask(page, 'which')
   page.get_by_role('button', name='Good answer').click()
   page.locator('#export').click()
-  assert 'No pair yet' in page.locator('#note').inner_text()
+  playwright.expect(page.locator('#note')).to_contain_text('No pair yet')
   page.get_by_role('button', name='Retry').click()
   page.get_by_text('2 of 2').wait_for()
   page.locator('#send').wait_for(state='visible')

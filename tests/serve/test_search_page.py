@@ -65,7 +65,7 @@ def test_posts_come_as_one_types_with_filters_reasons_and_more(page):
   assert page.locator('.hit mark').first.inner_text() == 'mark7'
   page.get_by_text('Found in ').wait_for()
   page.locator('.hit summary').first.click()
-  assert 'Meaning: ' in page.locator('.hit').first.inner_text()
+  playwright.expect(page.locator('.hit').first).to_contain_text('Meaning: ')
   playwright.expect(page.locator('.hit')).to_have_count(10)
   page.locator('#more').click()
   playwright.expect(page.locator('.hit')).to_have_count(20)
@@ -133,7 +133,7 @@ def test_an_answer_leads_to_the_posts_it_names(page):
   page.locator('#query').fill('mark7 sleep')
   page.locator('#answer').click()
   page.get_by_role('button', name='Post [2]').click()
-  assert page.locator('.cite').count() == 1
+  playwright.expect(page.locator('.cite')).to_have_count(1)
   second = page.locator('.hit').nth(1)
   assert second.evaluate('node => node === document.activeElement')
   shown = second.locator('p').first.inner_text()
