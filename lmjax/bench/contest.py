@@ -86,7 +86,8 @@ class Contest(NamedTuple):
 def ours(name: str, function: str, settings: Mapping[str, Any], **environment: str) -> Side:
   """A side of lmjax: `function` is module:function as lmjax/bench/side.py takes it."""
   command = [sys.executable, '-m', 'lmjax.bench.side', function, json.dumps(dict(settings))]
-  return Side(name, command, environment)
+  # All sides are there at once, so on a GPU none may take its memory beforehand.
+  return Side(name, command, {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false', **environment})
 
 
 def peer(name: str, script: str, settings: Mapping[str, Any], **environment: str) -> Side:

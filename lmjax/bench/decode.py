@@ -24,6 +24,7 @@ from lmjax.generate.engine import generate
 from lmjax.generate.prepare import prepare
 from lmjax.generate.sampler import Sampler
 from lmjax.models.transformer import Decoder
+from lmjax.plan.chips import read_rate
 
 # Llama's shape: one of 110M parameters, and that of SmolLM2-135M; both tied.
 _NAMES = ('vocab', 'width', 'layers', 'heads', 'kv_heads', 'head_dim', 'mlp')
@@ -183,7 +184,9 @@ def _seconds(model: Decoder, params: Params, prompts: list[np.ndarray], tokens: 
 
 
 def read_side(_: dict[str, Any]) -> Callable[[], dict[str, Any]]:
-  """How fast all cores together read memory: the maximum of a large array, the best of five."""
+  """How fast memory is read, a GPU's or by all cores: the maximum of a large array, the best of five."""
+  if jax.default_backend() != 'cpu':
+    return lambda: {'bytes_a_second': read_rate(_READ_BYTES)}
   pieces = np.array_split(np.ones(_READ_BYTES // 8, np.int64), processor.cores())
 
   def read() -> float:

@@ -1,7 +1,7 @@
 """`bench_train`: a training step of lmjax beside the same step in torch, and beside the machine's limit.
 
 Two decoders of Llama's shape, 13.8M and 110M parameters, on steps of 1,024 and 4,096 tokens, in f32 and
-bf16; every contestant is a process of its own (lmjax/bench/contest.py).
+bf16; on a GPU one of 1.3B too, where asked. Every contestant is a process of its own (lmjax/bench/contest.py).
 """
 
 import time
@@ -18,7 +18,7 @@ from lmjax.bench.side import Turn
 from lmjax.core import processor
 from lmjax.core.config import leaf
 from lmjax.core.errors import UserError
-from lmjax.core.task import Report, Task
+from lmjax.core.task import Report, Task, device
 from lmjax.core.types import Batch
 from lmjax.models.transformer import Decoder
 from lmjax.objectives.language import Language
@@ -27,19 +27,22 @@ from lmjax.train.state import TrainState, init_state
 from lmjax.train.step import make_step
 
 _DTYPES = {'f32': 'float32', 'bf16': 'bfloat16'}
-_GEMM = 2048
+_GEMM = {'cpu': 2048, 'gpu': 8192}
 SHAPES = {
   '13.8m': {'width': 320, 'layers': 8, 'heads': 5, 'mlp': 1024, 'vocab': 8192},
   '110m': {'width': 768, 'layers': 12, 'heads': 12, 'mlp': 2048, 'vocab': 32_000},
+  '1.3b': {'width': 2048, 'layers': 24, 'heads': 16, 'mlp': 5632, 'vocab': 32_000},
 }
-_LENGTH = 256
 
 
 class BenchTrain(Task):
   """Times a training step beside torch, eager and compiled, and beside the peak of matrix products."""
 
-  shapes: tuple[Literal['13.8m', '110m'], ...] = leaf(('13.8m', '110m'), 'Models, by parameters.')
-  tokens: tuple[int, ...] = leaf((1024, 4096), 'Tokens of a step, multiples of 256.', low=256)
+  shapes: tuple[Literal['13.8m', '110m', '1.3b'], ...] = leaf(
+    ('13.8m', '110m'), 'Models, by parameters.'
+  )
+  tokens: tuple[int, ...] = leaf((1024, 4096), 'Tokens of a step, multiples of length.', low=1)
+  length: int = leaf(256, 'Tokens of a row.', low=2)
   dtypes: tuple[Literal['f32', 'bf16'], ...] = leaf(
     ('f32', 'bf16'), 'Compute dtypes; bf16 is left out on a CPU that has no products in it.'
   )
@@ -50,11 +53,11 @@ class BenchTrain(Task):
   def __post_init__(self) -> None:
     super().__post_init__()
     for tokens in self.tokens:
-      if tokens % _LENGTH:
-        nearest = tokens // _LENGTH * _LENGTH
+      if tokens % self.length:
+        nearest = tokens // self.length * self.length
         raise UserError(
-          f'tokens={tokens} is not a multiple of {_LENGTH}: the nearest are {nearest} and '
-          f'{nearest + _LENGTH}'
+          f'tokens={tokens} is not a multiple of length={self.length}: the nearest are '
+          f'{nearest or self.length} and {(nearest or self.length) + self.length}'
         )
 
   def run(self, workdir: Path) -> Report:
@@ -72,8 +75,8 @@ class BenchTrain(Task):
 
   def _cell(self, name: str, tokens: int, dtype: str, workdir: Path) -> dict[str, Any]:
     """Medians, spreads and ratios of one model, step size and dtype."""
-    shape = {**SHAPES[name], 'length': _LENGTH, 'rows': tokens // _LENGTH}
-    flops = tokens * model_of(shape, dtype).flops_per_token(_LENGTH)
+    shape = {**SHAPES[name], 'length': self.length, 'rows': tokens // self.length}
+    flops = tokens * model_of(shape, dtype).flops_per_token(self.length)
     settings = {**shape, 'dtype': _DTYPES[dtype], 'seconds': self.seconds}
     sides = [
       contest.ours('lmjax', f'{__name__}:step_turn', settings),
@@ -113,7 +116,7 @@ def report(cells: dict[str, dict[str, Any]]) -> Report:
   for cell in cells.values():
     for name, figure in cell['ratios'].items():
       ratios[name] = min(figure['median'], ratios.get(name, figure['median']))
-  return {'ratios': ratios, 'cells': cells, 'cores': processor.cores()}
+  return {'ratios': ratios, 'cells': cells, 'cores': processor.cores(), 'device': device()}
 
 
 def model_of(shape: dict[str, Any], dtype: str) -> Decoder:
@@ -144,7 +147,9 @@ def work_of(settings: dict[str, Any]) -> Work:
   """The train step of `settings` on rows of random tokens."""
   model = model_of(settings, settings['dtype'])
   tx = AdamW(peak_lr=1e-4, clip_norm=None).build(model.dims(), 1000)
-  chunk = max(32, 512 // settings['rows'])
+  # A GPU has room for all logits of a step; a CPU is faster where those of a chunk stay in its cache.
+  on_cpu = jax.default_backend() == 'cpu'
+  chunk = max(32, 512 // settings['rows']) if on_cpu else settings['length']
   step = jax.jit(make_step(Language(chunk=chunk), model, tx, 1), donate_argnums=0)
   state = jax.jit(lambda: init_state(model, tx, 0))()
   shape = (settings['rows'], settings['length'])
@@ -181,7 +186,8 @@ def step_turn(settings: dict[str, Any]) -> Turn:
 
 def gemm_turn(settings: dict[str, Any]) -> Turn:
   """The peak: products of square matrices with f32 results."""
-  x = jnp.ones((_GEMM, _GEMM), settings['dtype'])
+  width = _GEMM[jax.default_backend()]
+  x = jax.random.normal(jax.random.key(0), (width, width), settings['dtype'])
   multiply = jax.jit(lambda x: jnp.matmul(x, x, preferred_element_type=jnp.float32))
 
   def turn() -> dict[str, Any]:
@@ -189,7 +195,7 @@ def gemm_turn(settings: dict[str, Any]) -> Turn:
     for _ in range(8):
       y = multiply(x)
     y.block_until_ready()
-    rate = 8 * 2 * _GEMM**3 / (time.perf_counter() - start)
+    rate = 8 * 2 * width**3 / (time.perf_counter() - start)
     return {'flops_per_second': rate, 'gflops': rate / 1e9}
 
   turn()

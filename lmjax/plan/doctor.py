@@ -4,6 +4,8 @@ Every process looks at its own machine (`machine`), all of them try what a run w
 (`together`), each gets what all found, and functions from there to a verdict judge it.
 """
 
+import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,12 +16,14 @@ from lmjax.core.errors import UserError
 from lmjax.core.task import Report, Task
 from lmjax.parallel import hosts
 from lmjax.parallel.hosts import Hosts
-from lmjax.plan import machine, together
+from lmjax.plan import chips, machine, together
 from lmjax.plan.machine import GB
 
 Found = dict[str, Any]  # what one process found
 
 _DRIVER = {'12': 525, '13': 580}  # the oldest driver that CUDA of this number runs on
+_WRONG = 0.02  # of the largest value; bf16 holds 8 bits
+_SLOW = 0.85  # of the median of all devices
 _GPU_SHM = GB  # NCCL keeps what the GPUs of a machine exchange there; Docker gives 64 MiB
 
 
@@ -80,6 +84,7 @@ class Doctor(Task):
       'folder': together.visit(folder, 'folder', self.deadline),
       'cache': together.visit(cache_folder(), 'cache', self.deadline),
       'clock': together.read_clock(self.deadline),
+      'chips': together.within(self.deadline, lambda: {'each': chips.look()}),
       'all_reduce': together.all_reduce(int(self.megabytes * 1e6), self.deadline),
     }
     # Twice as long: one whose all-reduce failed at once waits here for those where it hangs.
@@ -103,6 +108,7 @@ def judge(task: Doctor, found: Sequence[Found]) -> list[Check]:
     _room('disk', 'disk_free', task.disk_gb, found, 'delete what is not needed there'),
     _room('memory', 'memory_free', task.memory_gb, found, 'end what else runs there'),
     _shm(found),
+    *_chips(found),
     *_network(task, found),
   ]
 
@@ -295,6 +301,54 @@ def _shm(found: Sequence[Found]) -> Check:
     f'{min(sizes) / GB:.2f} GB',
     f'{_GPU_SHM / GB:g} GB or more' if gpus else 'any without GPUs',
     'start the container with --shm-size=32g, or mount an emptyDir of medium Memory there',
+  )
+
+
+def _chips(found: Sequence[Found]) -> list[Check]:
+  """Whether every device computes what it should, and as fast as the others."""
+  failed = [one['chips'].get('failed') for one in found]
+  if any(failed):
+    told = _by_value([text or 'done' for text in failed])
+    return [
+      Check('arithmetic', False, told, 'a product on each', 'see nvidia-smi -q, and dmesg for Xid')
+    ]
+  each = [
+    (f'device {index} of {one["host"]}', measured)
+    for one in found
+    for index, measured in enumerate(one['chips']['each'])
+  ]
+  if not each:
+    return []
+  apart = [
+    (error, f'{name} on {where}')
+    for where, measured in each
+    for name, error in measured['errors'].items()
+  ]
+  worst, at = max(apart, key=lambda pair: math.inf if math.isnan(pair[0]) else pair[0])
+  kernels = Check(
+    'kernels',
+    worst <= _WRONG,
+    f'{worst:.1g} off the reference at most, {at}',
+    f'{_WRONG:g} or less',
+    'on one device alone: take it out of service; on all: pass --model.attention=blocked',
+  )
+  return [
+    kernels,
+    _pace('product', 'TFLOP/s', [(measured['flops'] / 1e12, where) for where, measured in each]),
+    _pace('memory read', 'TB/s', [(measured['bytes'] / 1e12, where) for where, measured in each]),
+  ]
+
+
+def _pace(name: str, unit: str, rates: list[tuple[float, str]]) -> Check:
+  """Whether the slowest device is about as fast as the median."""
+  median, (slowest, where) = statistics.median(rate for rate, _ in rates), min(rates)
+  alone = len(rates) == 1
+  return Check(
+    name,
+    slowest >= _SLOW * median,
+    f'{median:.3g} {unit}' + ('' if alone else f'; {slowest:.3g} on {where}'),
+    'any' if alone else f'{_SLOW:.0%} of the median on each',
+    'see nvidia-smi -q -d PERFORMANCE,CLOCK there: heat, a power cap, or another program',
   )
 
 

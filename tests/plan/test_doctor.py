@@ -170,8 +170,15 @@ def found(tmp_path_factory):
     'cache': together.visit(folder, 'cache', 5.0),
     'clock': together.read_clock(5.0),
     'all_reduce': together.all_reduce(1000, TIMEOUT),
+    **chip(),
   }
   return [one, {**copy.deepcopy(one), 'host': 'other', 'boot': 'another'}]
+
+
+def chip(**changes):
+  return {
+    'chips': {'each': [{'flops': 8e14, 'bytes': 3e12, 'errors': {'attention': 0.004}} | changes]}
+  }
 
 
 def wrongs(found, changes=None, **flags):
@@ -211,6 +218,15 @@ def test_a_machine_that_differs_is_named(found, changes, name, told):
     ({'cuda': '13', 'driver': '575.1'}, 'driver', '575.1 in process 1'),
     ({'nccl': '2.26.2'}, 'NCCL', '2.26.2 in process 1'),
     ({'shm': 64 * 2**20}, '/dev/shm', '0.07 GB'),
+    (chip(flops=4e14), 'product', '600 TFLOP/s; 400 on device 0 of other'),
+    (chip(bytes=1e12), 'memory read', '2 TB/s; 1 on device 0 of other'),
+    (chip(errors={'attention': 0.5}), 'kernels', '0.5 off the reference at most, attention on'),
+    (chip(errors={'attention': float('nan')}), 'kernels', 'nan off the reference'),
+    (
+      {'chips': {'failed': 'XlaRuntimeError: no'}},
+      'arithmetic',
+      'XlaRuntimeError: no in process 1',
+    ),
   ],
 )
 def test_a_gpu_machine_that_differs_is_named(found, changes, name, told):

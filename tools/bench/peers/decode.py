@@ -27,7 +27,8 @@ def build(shape: dict[str, int], dtype: str) -> Any:
     tie_word_embeddings=True,
   )
   torch.manual_seed(0)
-  return LlamaForCausalLM(config).to(getattr(torch, dtype)).eval()
+  device = 'cuda' if torch.cuda.is_available() else 'cpu'
+  return LlamaForCausalLM(config).to(device, getattr(torch, dtype)).eval()
 
 
 def seconds(model: Any, prompt_BL: torch.Tensor, tokens: int) -> float:
@@ -41,14 +42,14 @@ def seconds(model: Any, prompt_BL: torch.Tensor, tokens: int) -> float:
     use_cache=True,
     pad_token_id=0,
   )
-  assert new.shape[1] == prompt_BL.shape[1] + tokens
+  assert new.cpu().shape[1] == prompt_BL.shape[1] + tokens  # a GPU has ended once it is read
   return time.perf_counter() - start
 
 
 def tokens_per_second(model: Any, case: dict) -> float:
   """Of a case: new tokens after the first, or those of the prompt where one is all there is."""
   batch, prompt, tokens = case['batch'], case['prompt'], case['tokens']
-  prompt_BL = torch.randint(0, model.config.vocab_size, (batch, prompt))
+  prompt_BL = torch.randint(0, model.config.vocab_size, (batch, prompt), device=model.device)
   prefill = seconds(model, prompt_BL, 1)
   if tokens == 1:
     return batch * prompt / prefill
