@@ -3,8 +3,11 @@
 import importlib.util
 import logging
 import os
+import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import zstandard
 
@@ -42,6 +45,27 @@ def look_for_no_absent_gpu() -> None:
   drivers = ('/dev/nvidiactl', '/dev/dxg', '/dev/nvhost-gpu', '/dev/nvgpu')
   if installed and not any(map(os.path.exists, drivers)):
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+
+def compile_lowered(lowered: Any, options: Mapping[str, bool | str]) -> Any:
+  """`lowered.compile(compiler_options=options)` without those that this version of XLA does not know.
+
+  Versions of XLA drop options, most often as what they turn on has become the default.
+  """
+  import jax
+
+  options = dict(options)
+  while True:
+    try:
+      return lowered.compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as error:
+      unknown = re.search(r"No such compile option: '(\w+)'", str(error))
+      if unknown is None or unknown[1] not in options:
+        raise
+      options.pop(unknown[1])
+      logging.getLogger(__name__).warning(
+        'this jaxlib has no compiler option %s: compiling without it', unknown[1]
+      )
 
 
 def delete_unfinished(folder: Path) -> None:

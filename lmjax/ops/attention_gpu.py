@@ -1,7 +1,7 @@
 """Attention of packed rows on GPUs, by the Triton kernel that comes with JAX and knows segments.
 
-It holds no scores in memory, and knows neither soft-cap nor sliding window. Compile-checked for
-GPUs, and run only in interpret mode on CPUs: its speed is not measured.
+It holds no scores in memory, and knows neither soft-cap nor sliding window. Tests compile it for GPUs
+and interpret it on CPUs; docs/gpu.md has how fast it was on an H100, beside cuDNN's.
 
 B batch, L length, H query heads, G key/value heads, K head dim.
 """
@@ -30,9 +30,11 @@ _HEADS = ('batch', None, 'heads', None)
 _OUTSIDE = -1  # the segment of tokens that fill up a tile
 # Heads of these sizes were compiled: an operand of tensor cores has 16 columns or more.
 _NARROWEST, _WIDEST = 16, 256
-# Queries, and keys, that one program of the kernel holds: JAX's defaults, and bytes that fit the
-# shared memory of an A100, H100 and B200.
-_TILE, _TILE_BYTES, _BACKWARD_TILE = 128, 1 << 15, 32
+# Queries, and keys, that one program of the kernel holds: bytes that fit the shared memory of an A100,
+# H100 and B200. Backward, heads of up to 256 bytes take 64 (JAX's default of 32 took 1.9 times as long
+# on an H100, 2026-11-26), others 32.
+_TILE, _TILE_BYTES = 128, 1 << 15
+_BACKWARD_TILE, _BACKWARD_TILE_WIDE, _WIDE_BYTES = 64, 32, 256
 
 
 def choose(
@@ -138,7 +140,7 @@ def _attend_local(scale: float, interpret: bool, q_BLHK, k_BLHK, v_BLHK, segment
   L, K = q_BLHK.shape[1], q_BLHK.shape[3]
   width = pl.next_power_of_2(K) * q_BLHK.dtype.itemsize
   tile = min(_TILE, _TILE_BYTES // width, pl.next_power_of_2(max(L, _NARROWEST)))
-  small = min(tile, _BACKWARD_TILE)
+  small = min(tile, _BACKWARD_TILE if width <= _WIDE_BYTES else _BACKWARD_TILE_WIDE)
   if q_BLHK.size >= 1 << 31:
     raise UserError(
       f'attention of queries {q_BLHK.shape} on one device, 2^31 elements is the most that the kernel '

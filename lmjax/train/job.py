@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from lmjax.checkpoint.store import CheckpointError, Restored, Store
 from lmjax.core import storage, tree
 from lmjax.core.clock import Ledger, Pace, peak_flops, process_start
+from lmjax.core.compilation import compile_lowered
 from lmjax.core.errors import UserError
 from lmjax.core.metrics import Metrics, Tee
 from lmjax.parallel import hosts
@@ -153,7 +154,7 @@ class Job:
     with self.ledger.measure('compile'):
       batch = work.abstract(self.feed.abstract())
       lowered = jitted.lower(thawed, state.frozen, batch, *agreement.flags())
-      compiled = lowered.compile(compiler_options=self.preset.compiler_options)
+      compiled = compile_lowered(lowered, self.preset.compiler_options)
     return join_frozen(lambda *given: compiled(*given, *agreement.flags()), work.complete)
 
   def loop(self, train_step: Callable, first: int) -> Loop:

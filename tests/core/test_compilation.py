@@ -3,7 +3,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
+
+from lmjax.core.compilation import compile_lowered
 
 # Compiles something that takes most of a second; says where it is kept.
 _SCRIPT = """
@@ -71,3 +74,13 @@ def test_a_cache_that_cannot_be_written_is_done_without(compile_there, tmp_path)
   folder, said = compile_there()
   assert folder == 'None'
   assert 'compiled programs are not kept: ' in said
+
+
+def test_an_option_that_xla_does_not_know_is_left_out_and_said(caplog):
+  lowered = jax.jit(lambda x: x + 1).lower(1.0)
+  options = {'xla_gpu_no_such_flag': True, 'xla_cpu_enable_fast_math': False}
+  assert compile_lowered(lowered, options)(1.0) == 2
+  (record,) = caplog.records
+  assert 'no compiler option xla_gpu_no_such_flag' in record.getMessage()
+  with pytest.raises(Exception, match='xla_cpu_enable_fast_math'):
+    compile_lowered(lowered, {'xla_cpu_enable_fast_math': 'perhaps'})
