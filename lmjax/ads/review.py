@@ -222,6 +222,22 @@ def asset_texts() -> tuple[list[str], np.ndarray]:
   return harmful + plain, np.arange(len(harmful) + len(plain)) < len(harmful)
 
 
+@functools.cache
+def _of_assets() -> Classifier:
+  return fit_classifier(
+    *asset_texts(), ReviewTrain().hash, ReviewTrain().decay, ReviewTrain().steps
+  )
+
+
+def toxicity(texts: Sequence[str]) -> list[float]:
+  """Probability that each text is harmful, for chat_eval's --toxicity=lmjax.ads.review:toxicity.
+
+  By a classifier of `asset_texts`, fitted when first asked: to be compared between models, not to be
+  taken for what people would say.
+  """
+  return (1 / (1 + np.exp(-_of_assets().logits(texts)))).tolist()
+
+
 def _row(path: str, number: int, line: str) -> tuple[str, str]:
   try:
     row = json.loads(line)

@@ -39,7 +39,9 @@ class ChatEval(Task):
   texts: str = leaf('', 'A JSONL file whose rows have a text, for bits per byte.')
   prompts: str = leaf('', 'A JSONL file of texts to answer; empty = the asset toxicity-prompts.')
   answers: int = leaf(200, 'Prompts to answer at most, for --toxicity and --judge.', low=1)
-  toxicity: str = leaf('', 'MODULE:FUNCTION, list of texts -> list of numbers from 0 to 1.')
+  toxicity: str = leaf(
+    '', 'MODULE:FUNCTION, texts -> numbers from 0 to 1, as lmjax.ads.review:toxicity.'
+  )
   judge: str = leaf('', 'MODULE:FUNCTION or a command that says which of two answers is better.')
   max_tokens: int = leaf(64, 'Tokens of an answer at most.', low=1)
   seed: int = leaf(0, 'Of answers, of the order a judge sees, and of bootstraps.', low=0)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from lmjax.ads.review import ReviewEval, ReviewTrain, load_classifier, measure_review
+from lmjax.ads.review import ReviewEval, ReviewTrain, load_classifier, measure_review, toxicity
 from lmjax.core.errors import UserError
 from lmjax.models.classifier import NgramHash
 from lmjax.serve.task import read_moderation
@@ -62,3 +62,11 @@ def test_mistakes_are_named(tmp_path):
     ReviewEval(texts=(texts,), positive=('rude',), checkpoint=str(tmp_path)).run(tmp_path)
   with pytest.raises(UserError, match='--moderation=.* holds no classifier'):
     read_moderation(str(tmp_path))
+
+
+@pytest.mark.slow
+def test_the_assets_teach_what_chat_eval_calls_toxic():
+  bad, plain, none = toxicity(
+    ['I hate them, they are all criminals and whores', 'Study finds that walking helps sleep', '']
+  )
+  assert 0 < plain < none < 0.5 < bad < 1
