@@ -4,12 +4,24 @@ Extra [serve]. Knows nothing about models.
 """
 
 import json
+import re
 from typing import Any
 
 import numpy as np
 
 from lmjax.core.errors import UserError
 from lmjax.data.tokenizer import Tokenizer
+
+# What llguidance may do at once, a tenth of its own bounds, which let one mask take seconds. It follows a
+# text that leaves no choice to its end and makes tokens of that for every mask, so this has a bound too.
+_LIMITS: dict[str, Any] = {
+  'initial_lexer_fuel': 100_000,
+  'step_lexer_fuel': 20_000,
+  'step_max_items': 20_000,
+  'max_lexer_states': 50_000,
+}
+_MOST_FORCED = 8192  # bytes
+_TOO_MUCH = re.compile('too (many|big|large|complex)|fuel|exceeded', re.IGNORECASE)
 
 
 class Grammars:
@@ -27,12 +39,13 @@ class Grammars:
     self._tokens: Any = llguidance.LLTokenizer(
       llguidance.TokenizerWrapper(_Tokens(tokenizer, ends))
     )
+    self._limits: Any = llguidance.LLParserLimits(**_LIMITS, verbose_errors=False)
 
   def json_schema(self, schema: dict[str, Any] | None) -> 'Grammar':
     """JSON that a schema allows; None allows any object.
 
     Raises:
-      UserError: the schema is not understood.
+      UserError: the schema is not understood, or too complex.
     """
     text = json.dumps({'type': 'object'} if schema is None else schema)
     return self._grammar(self._library.LLMatcher.grammar_from_json_schema(text))
@@ -41,19 +54,20 @@ class Grammars:
     """Text that a regular expression (Rust's syntax) matches as a whole.
 
     Raises:
-      UserError: the expression is not understood.
+      UserError: the expression is not understood, or too complex.
     """
     return self._grammar(self._library.LLMatcher.grammar_from_regex(pattern))
 
   def _grammar(self, grammar: str) -> 'Grammar':
-    wrong = self._library.LLMatcher.validate_grammar(grammar, self._tokens)
-    matcher = self._library.LLMatcher(self._tokens, grammar, log_level=0)
-    matcher.compute_bitmask()  # only then it is known whether anything may come at all
-    wrong = wrong or (matcher.get_error() if matcher.is_error() else '')
-    if wrong:
-      said = ' '.join(wrong.split())
-      raise UserError(f'the schema or pattern is not understood: {said}: change it')
-    return Grammar(matcher, self._vocab)
+    matcher = self._library.LLMatcher(self._tokens, grammar, log_level=0, limits=self._limits)
+    found = Grammar(matcher, self._vocab)
+    try:
+      found.allowed()  # only then it is known whether anything may come at all
+    except UserError:
+      raise
+    except ValueError as error:
+      raise UserError(f'the schema or pattern is not understood: {error}: change it') from None
+    return found
 
 
 class Grammar:
@@ -69,20 +83,41 @@ class Grammar:
     return Grammar(copy, self._vocab)
 
   def allowed(self) -> np.ndarray:
-    """bool [V], which tokens may come next."""
+    """bool [V], which tokens may come next.
+
+    Raises:
+      UserError: to find out is too much work.
+    """
     words = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+    _check(self._matcher)
     return np.unpackbits(words, bitorder='little')[: self._vocab].astype(bool)
 
   def accept(self, token: int) -> bool:
     """Takes in the token that came; True where the answer is whole and nothing may follow.
 
     Raises:
-      ValueError: the library gave up, as on a pattern of too many states.
+      UserError: as above.
+      ValueError: it may not come.
     """
     self._matcher.consume_token(token)
     if self._matcher.is_error():
-      raise ValueError(f'the constraint cannot be kept: {self._matcher.get_error()[:200]}')
+      _check(self._matcher)
     return self._matcher.is_stopped()
+
+
+def _check(matcher: Any) -> None:
+  """UserError where a bound is reached, ValueError where anything else is wrong."""
+  said = ' '.join(matcher.get_error().split())[:300]
+  if said and not _TOO_MUCH.search(said):
+    raise ValueError(said)
+  forced = 0 if said else len(matcher.compute_ff_bytes())
+  if forced > _MOST_FORCED:
+    said = f'no choice for {forced:,} bytes in a row'
+  if said:
+    raise UserError(
+      f'the schema or pattern is too complex ({said}): make it simpler, with fewer and smaller '
+      'repetitions'
+    )
 
 
 class _Tokens:

@@ -57,6 +57,40 @@ def test_what_is_not_understood_is_refused():
     GRAMMARS.regex(r'[^\s\S]')
 
 
+PARTS = (
+  {'enum': [f'value {n}' for n in range(12)]},
+  {'type': 'string', 'pattern': '^[A-Z]{2}[0-9]{4,8}$'},
+  {'type': 'string', 'minLength': 3, 'maxLength': 2000},
+  {'type': 'array', 'items': {'$ref': '#/$defs/person'}, 'maxItems': 10},
+  {'anyOf': [{'type': 'null'}, {'type': 'string', 'format': 'date-time'}]},
+  {'type': 'array', 'items': {'type': 'array', 'items': {'type': 'number'}}},
+)
+PERSON = {
+  'name': {'type': 'string'},
+  'friends': {'type': 'array', 'items': {'$ref': '#/$defs/person'}},
+}
+LARGE = {
+  'type': 'object',
+  'properties': {f'field {n}': PARTS[n % len(PARTS)] for n in range(200)},
+  'required': [f'field {n}' for n in range(0, 200, 2)],
+  'additionalProperties': False,
+  '$defs': {'person': {'type': 'object', 'properties': PERSON, 'required': ['name']}},
+}
+
+
+def test_a_large_schema_is_taken():
+  grammar, rng = GRAMMARS.json_schema(LARGE), np.random.default_rng(0)
+  for _ in range(100):
+    assert not grammar.accept(int(rng.choice(np.flatnonzero(grammar.allowed()))))
+
+
+def test_what_is_too_much_work_is_refused_at_once_or_when_it_is_found():
+  with pytest.raises(UserError, match='too complex .*: make it simpler'):
+    GRAMMARS.regex('(a{1000}){1000}')
+  with pytest.raises(UserError, match='too complex .*: make it simpler'):
+    draw(GRAMMARS.regex('b?c(a{1000}){1000}'), 0)
+
+
 def test_a_token_that_may_not_come_is_not_taken_for_the_end():
-  with pytest.raises(ValueError, match='the constraint cannot be kept'):
+  with pytest.raises(ValueError, match='satisfy the grammar'):
     GRAMMARS.regex('a').accept(int(TOKENIZER.encode('b')[0]))
