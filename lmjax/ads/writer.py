@@ -16,10 +16,11 @@ from lmjax.ads.creative import Copy, Limits, source_of, vocabulary
 from lmjax.core.errors import UserError
 from lmjax.data import chat
 from lmjax.generate.constrain import Grammar, Grammars
-from lmjax.generate.continuous import Batching, Engine, Settings
+from lmjax.generate.continuous import Batching, Engine
 from lmjax.generate.prepare import prepare
 from lmjax.generate.sampler import Sampler
 from lmjax.generate.scheduler import Request
+from lmjax.generate.settings import Settings
 from lmjax.generate.text import Ended, Piece, TextListener
 from lmjax.interop.load import Loaded
 

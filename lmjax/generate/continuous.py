@@ -12,23 +12,25 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lmjax.core.config import Config, leaf
+from lmjax.core.errors import UserError
 from lmjax.core.types import Params
 from lmjax.generate.cache import cache_dims, copy_row, with_rows, without_rows
-from lmjax.generate.sampler import Draws, Sampler, draw
+from lmjax.generate.sampler import Draws, draw
 from lmjax.generate.scheduler import Request, Running, Scheduler, Span, Step
+from lmjax.generate.settings import Settings, draws_of, no_shape, prepare_draws
 from lmjax.generate.text import Drawn, Usage
 from lmjax.models.transformer import Decoder
 from lmjax.parallel.sharding import constrain, spec
 
 ALTERNATIVES = 20  # the likeliest tokens that a draw can tell of
-_MOST_K = 2**31 - 1  # as an i32 holds; more than there are tokens keeps all
+_LOG = logging.getLogger(__name__)
 
 
 class Batching(Config):
@@ -45,49 +47,8 @@ class Batching(Config):
   )
 
 
-class Constraint(Protocol):
-  """What limits the tokens of one sequence by those before."""
-
-  def allowed(self) -> np.ndarray:
-    """bool [V], which tokens may come next."""
-    ...
-
-  def accept(self, token: int) -> bool:
-    """Takes in the token that came; True where none may follow."""
-    ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-  """How the tokens of a request are drawn.
-
-  Attributes:
-    sampler: temperature and filters.
-    seed, choice: the draw at a position is a function of (seed, choice, position) alone.
-    presence, frequency: subtracted from the logit of a token that was added before, once, and for
-      each time it was.
-    repetition: divides the logit, or multiplies it where negative, of every token of prompt and
-      answer (Keskar et al. 2019, arXiv:1909.05858); 1 is none.
-    bias: added to the logits of tokens.
-    alternatives: of how many likeliest tokens the log-probabilities are told, up to 20.
-    constraint: of this request alone, or None.
-  """
-
-  sampler: Sampler = dataclasses.field(default_factory=Sampler)
-  seed: int = 0
-  choice: int = 0
-  presence: float = 0.0
-  frequency: float = 0.0
-  repetition: float = 1.0
-  bias: dict[int, float] = dataclasses.field(default_factory=dict)
-  alternatives: int = 0
-  constraint: Constraint | None = None
-
-  @property
-  def plain(self) -> bool:
-    """Whether the logits are drawn from as the model gives them."""
-    shaped = self.presence or self.frequency or self.repetition != 1.0 or self.bias
-    return not shaped and self.constraint is None
+class Stopped(RuntimeError):
+  """The engine has failed, or was told to stop."""
 
 
 class Listener(Protocol):
@@ -116,11 +77,15 @@ class Counts:
 
 
 class _Drawing(NamedTuple):
-  """Of each of R draws: the tokens, their log-probabilities, and lazily the likeliest ones."""
+  """Of each of R draws: the tokens, their log-probabilities, and lazily the likeliest ones.
+
+  failed: why the draws of a sequence mean nothing.
+  """
 
   tokens: list[int]
   logprobs: list[float]
   logits_RV: jax.Array
+  failed: dict[Running, Exception]
 
 
 class Engine:
@@ -199,9 +164,8 @@ class Engine:
         drawn = np.zeros(min(size, self._wanted), np.int32)
         logits_RV = self._forward(none, none, none, none, drawn)
         R = len(drawn)
-        settings = [(Settings(), 0)] * R
-        shaped_RV = _shape(logits_RV, *_shaping([None] * R, R, logits_RV.shape[1]))
-        jax.block_until_ready(_draw(shaped_RV, logits_RV, _draws(settings)))
+        shaped_RV = _shape(logits_RV, *no_shape(R, logits_RV.shape[1]))
+        jax.block_until_ready(_draw(shaped_RV, logits_RV, draws_of([(Settings(), 0)] * R)))
         jax.block_until_ready(_alternatives(logits_RV))
         yield number, len(self._sizes)
       self._copy(0, 0)
@@ -212,10 +176,11 @@ class Engine:
     Raises:
       UserError: it could never be answered.
       Full: the queue is.
+      Stopped: nobody will answer.
     """
     with self._change:
       if self.failure is not None or self._stopping:
-        raise RuntimeError('the engine has ended')
+        raise Stopped('the engine has ended')
       self._scheduler.add(*requests)
       self._change.notify()
 
@@ -256,7 +221,7 @@ class Engine:
     if self._watch is not None:
       self._watch(plan)
     for request, running, reason in plan.ended:
-      request.listener.end(reason, _usage(request, running))
+      _end(request, running, reason)
     for source, target in plan.copies:
       self._copy(source, target)
     if not plan.spans:
@@ -281,11 +246,11 @@ class Engine:
               return
           self.step()
     except BaseException as error:
-      logging.getLogger(__name__).exception('the engine has ended')
+      _LOG.exception('the engine has ended')
       with self._change:
         self.failure = error
       for request in self._scheduler.requests():
-        request.listener.end('error', _usage(request, None))
+        _end(request, None, 'error')
 
   def _on_mesh(self) -> contextlib.AbstractContextManager:
     return jax.set_mesh(self._mesh) if self._mesh is not None else contextlib.nullcontext()
@@ -310,21 +275,19 @@ class Engine:
       first = stop
     logits_RV = self._forward(ids, rows, positions, segments, wanted)
     if not owners:
-      return _Drawing([], [], logits_RV)
-    settings = [(running.request.settings, position) for running, position in owners]
-    draws = _draws(settings + [(Settings(), 0)] * (R - len(owners)))
-    shaped_RV = logits_RV
-    if not all(running.request.settings.plain for running, _ in owners):
-      whose = [running for running, _ in owners]
-      shaped_RV = _shape(logits_RV, *_shaping(whose, R, logits_RV.shape[1]))
+      return _Drawing([], [], logits_RV, {})
+    draws, shape, failed = prepare_draws(owners, R, logits_RV.shape[1])
+    shaped_RV = logits_RV if shape is None else _shape(logits_RV, *shape)
     token_R, logprob_R = jax.device_get(_draw(shaped_RV, logits_RV, draws))
-    return _Drawing(token_R.tolist(), logprob_R.tolist(), logits_RV)
+    return _Drawing(token_R.tolist(), logprob_R.tolist(), logits_RV, failed)
 
   def _advance(self, span: Span, drawing: _Drawing, first: int) -> None:
     """Hands a span's new tokens over, and ends its sequence where it is done."""
-    running, request = span.running, span.running.request
-    with self._change:
-      new = self._scheduler.advance(span, drawing.tokens[first : first + span.wanted])
+    running, request, new = span.running, span.running.request, []
+    failed = drawing.failed.get(running)
+    if failed is None:
+      with self._change:
+        new = self._scheduler.advance(span, drawing.tokens[first : first + span.wanted])
     self.counts.added_tokens += len(new)
     self.counts.guessed_tokens += span.drafts
     self.counts.guessed_right += max(0, len(new) - 1)
@@ -332,16 +295,21 @@ class Engine:
     if span.start == running.reused:  # its first
       self.counts.reused_tokens += running.reused
     try:
+      if failed is not None:
+        raise failed
       reason = self._tell(request, new, drawing, first)
-    except Exception:  # of its constraint or listener: the others go on
-      logging.getLogger(__name__).exception('a request has failed')
+    except UserError as error:  # its constraint cannot be kept
+      _LOG.warning('request %s: %s', request.name, error)
+      reason = 'constraint'
+    except Exception:  # of its settings, constraint or listener: the others go on
+      _LOG.exception('request %s has failed', request.name)
       reason = 'error'
     if new and not reason and running.added >= request.max_tokens:
       reason = 'length'
     if reason:
       with self._change:
         self._scheduler.finish(running)
-      request.listener.end(reason, _usage(request, running))
+      _end(request, running, reason)
 
   def _tell(self, request: Request, new: Sequence[int], drawing: _Drawing, first: int) -> str:
     """Tells a request its new tokens, from the `first`-th drawn on; 'stop' where it is done."""
@@ -422,38 +390,6 @@ def _shape(logits_RV, repetition_RV, add_RV) -> jax.Array:
   return divided_RV + add_RV
 
 
-def _draws(settings: Sequence[tuple[Settings, int]]) -> Draws:
-  """The arrays of each row's settings and of the position it draws for."""
-  each = lambda dtype, value: np.array([value(s, position) for s, position in settings], dtype)
-  arrays: Any = (
-    each(np.float32, lambda s, _: s.sampler.temperature),
-    each(np.int32, lambda s, _: min(s.sampler.top_k or 0, _MOST_K)),
-    each(np.float32, lambda s, _: s.sampler.top_p or 1.0),
-    each(np.float32, lambda s, _: s.sampler.min_p or 0.0),
-    each(np.uint32, lambda s, _: s.seed),
-    each(np.uint32, lambda s, _: s.choice),
-    each(np.int32, lambda _, position: position),
-  )
-  return Draws(*arrays)
-
-
-def _shaping(whose: Sequence[Running | None], R: int, V: int) -> tuple[np.ndarray, np.ndarray]:
-  """f32 [R, V] twice: what divides the logits, and what is added to them."""
-  divide_RV, add_RV = np.ones((R, V), np.float32), np.zeros((R, V), np.float32)
-  for row, running in enumerate(whose):
-    if running is None or running.request.settings.plain:
-      continue
-    settings: Settings = running.request.settings
-    divide_RV[row, np.unique(running.tokens)] = settings.repetition
-    seen, times = np.unique(running.tokens[len(running.request.prompt) :], return_counts=True)
-    add_RV[row, seen.astype(int)] -= settings.presence + settings.frequency * times
-    for token, bias in settings.bias.items():
-      add_RV[row, token] += bias
-    if settings.constraint is not None:
-      add_RV[row, ~settings.constraint.allowed()] = -np.inf
-  return divide_RV, add_RV
-
-
 def _sizes(most: int) -> list[int]:
   """The powers of two below `most`, and it."""
   return [*(2**i for i in range(most.bit_length()) if 2**i < most), most]
@@ -462,3 +398,11 @@ def _sizes(most: int) -> list[int]:
 def _usage(request: Request, running: Running | None) -> Usage:
   reused, added = (0, 0) if running is None else (running.reused, running.added)
   return Usage(len(request.prompt), reused, added)
+
+
+def _end(request: Request, running: Running | None, reason: str) -> None:
+  """Tells a request that no more comes; a listener that fails is its own."""
+  try:
+    request.listener.end(reason, _usage(request, running))
+  except Exception:
+    _LOG.exception('request %s has failed', request.name)

@@ -35,6 +35,7 @@ class Request:
     priority: lower ones are taken from the queue first.
     owner: within a priority, owners take turns.
     deadline: seconds of `time.monotonic` after which nobody waits any more, or None.
+    name: what the log calls it.
   """
 
   prompt: Sequence[int]
@@ -45,6 +46,7 @@ class Request:
   priority: int = 0
   owner: str = ''
   deadline: float | None = None
+  name: str = ''
   cancelled: bool = False
 
 

@@ -38,7 +38,7 @@ class Ended(NamedTuple):
   """Nothing more comes.
 
   reason: 'stop' (an end token or stop string, or the constraint is fulfilled), 'length',
-    'cancelled', 'deadline' or 'error'.
+    'cancelled', 'deadline', 'constraint' (it cannot be kept any more) or 'error'.
   """
 
   reason: str

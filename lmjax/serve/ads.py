@@ -27,7 +27,7 @@ from lmjax.ads.studio import SAMPLER, accept_brief
 from lmjax.ads.writer import TOKENS, copy_grammars, copy_messages, read_copy
 from lmjax.core.errors import UserError
 from lmjax.core.task import write_json
-from lmjax.generate.continuous import Settings
+from lmjax.generate.settings import Settings
 from lmjax.generate.text import Ended, Piece
 from lmjax.serve.errors import REFUSALS, ApiError, reply
 from lmjax.serve.generation import REFUSAL

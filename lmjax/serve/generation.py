@@ -14,13 +14,13 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from lmjax.generate.constrain import Grammar
-from lmjax.generate.continuous import Settings
 from lmjax.generate.sampler import Sampler
+from lmjax.generate.settings import Settings
 from lmjax.generate.text import Drawn, Ended, Usage
 from lmjax.serve.errors import ApiError
 from lmjax.serve.guard import key_of
 from lmjax.serve.schemas import SEEDS, Format, Generation, JsonSchema, PlainFormat, SchemaFormat
-from lmjax.serve.service import Answers, Ask, Service
+from lmjax.serve.service import ENDED, Answers, Ask, Service
 
 REFUSAL = 'I cannot help with that.'
 """What is answered in place of what the moderation refuses."""
@@ -101,6 +101,7 @@ def make_asks(
         body.priority or 0,
         min(most, body.timeout_seconds or most),
         mine,
+        http.scope['state']['audit']['request'],
       )
     )
   return asks
@@ -184,9 +185,17 @@ class Shown:
       raise ApiError(
         408, 'not done before its deadline: ask for fewer tokens, or later', code='timeout'
       )
+    if reason == 'constraint':
+      raise ApiError(
+        400,
+        'the answer cannot be held to its schema or pattern any further, as that is too complex: '
+        'make it simpler, with fewer and smaller repetitions',
+        code='invalid_value',
+        param='response_format',
+      )
     if reason == 'error':
       ended = self._service.engine.failure is not None
-      told = 'the engine has ended: start the server again' if ended else 'its log says why'
+      told = ENDED if ended else 'its log says why, under the id in X-Request-Id'
       raise ApiError(500, f'the server could not go on with this answer: {told}')
     if reason == 'cancelled':
       raise Gone

@@ -16,10 +16,11 @@ from lmjax.adapt.quantize import quantize
 from lmjax.core.errors import UserError
 from lmjax.data import chat
 from lmjax.generate.constrain import Grammar, Grammars
-from lmjax.generate.continuous import Batching, Engine, Settings
+from lmjax.generate.continuous import Batching, Engine, Stopped
 from lmjax.generate.prepare import is_prepared, prepare
 from lmjax.generate.sampler import Sampler
 from lmjax.generate.scheduler import Full, Request
+from lmjax.generate.settings import Settings
 from lmjax.generate.text import Ended, Piece, TextListener
 from lmjax.interop.load import Loaded
 from lmjax.serve.errors import ApiError, unknown_model
@@ -30,6 +31,10 @@ Moderation = Callable[[str, str], str | None]
 """(text, 'input' or 'output') -> why it is refused, or None."""
 
 
+ENDED = 'the engine has ended: start the server again'
+GRACE_SECONDS = 60.0  # after its deadline, in which the engine is to tell a request that it is over
+
+
 class Ask(NamedTuple):
   """What one answer is asked for with.
 
@@ -38,6 +43,7 @@ class Ask(NamedTuple):
     ends: tokens that end it, beside the model's own.
     owner: whose turn it is, see `scheduler.Request`.
     grammar: what it must match, or None.
+    name: what the log calls it.
   """
 
   prompt: list[int]
@@ -49,6 +55,7 @@ class Ask(NamedTuple):
   priority: int
   seconds: float
   grammar: Grammar | None
+  name: str = ''
 
 
 class Service:
@@ -119,12 +126,16 @@ class Service:
 
   def check(self, name: str) -> None:
     """ApiError where `name` is another model's, or this one cannot answer."""
-    if self.engine.failure is not None:
-      raise ApiError(503, 'the engine has ended: start the server again')
+    self.check_engine()
     if not self.ready:
       raise ApiError(503, 'the model is being made ready: try again', retry_seconds=5)
     if name != self.name:
       raise unknown_model(name, [self.name])
+
+  def check_engine(self) -> None:
+    """ApiError where the engine has failed."""
+    if self.engine.failure is not None:
+      raise ApiError(503, ENDED)
 
   def encode_chat(self, messages: Sequence[chat.Message], tools: Any = None) -> list[int]:
     """The prompt of a conversation, by the model's template.
@@ -204,6 +215,8 @@ class Service:
         code='overloaded',
         retry_seconds=seconds,
       ) from None
+    except Stopped:
+      raise ApiError(503, ENDED) from None
     return answers
 
   def took(self, seconds: float) -> None:
@@ -220,6 +233,7 @@ class Answers:
     self._loop = asyncio.get_running_loop()
     self._told: asyncio.Queue[tuple[int, Piece | Ended]] = asyncio.Queue()
     now = time.monotonic()
+    self._patience = now + max(ask.seconds for ask in asks) + GRACE_SECONDS
     self.requests = [
       Request(
         ask.prompt,
@@ -230,17 +244,26 @@ class Answers:
         priority=ask.priority,
         owner=ask.owner,
         deadline=now + ask.seconds,
+        name=ask.name,
       )
       for number, ask in enumerate(asks)
     ]
 
   async def events(self) -> AsyncIterator[tuple[int, Piece | Ended]]:
-    """(which answer, what comes next of it), until all have ended; those left are cancelled."""
+    """(which answer, what comes next of it), until all have ended; those left are cancelled.
+
+    Raises:
+      ApiError: 503, the engine says nothing, not even that the deadline is over.
+    """
     begun, left = time.monotonic(), len(self.requests)
     last = [0.0] * left
     try:
       while left:
-        number, event = await self._told.get()
+        try:
+          async with asyncio.timeout(max(0.0, self._patience - time.monotonic())):
+            number, event = await self._told.get()
+        except TimeoutError:
+          raise ApiError(503, 'the engine does not go on: start the server again') from None
         now = time.monotonic()
         if isinstance(event, Ended):
           left -= 1

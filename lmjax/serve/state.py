@@ -32,14 +32,14 @@ def state_routes(service: Service) -> APIRouter:
 
   @router.get('/health', responses=REFUSALS)
   async def health() -> dict[str, str]:
-    """Whether the process answers at all."""
+    """Whether the process answers at all, and its engine has not failed."""
+    service.check_engine()
     return {'status': 'ok'}
 
   @router.get('/ready', responses=REFUSALS)
   async def ready() -> dict[str, str]:
     """Whether requests are answered: 503 while the model is made ready."""
-    if service.engine.failure is not None:
-      raise ApiError(503, 'the engine has ended: start the server again')
+    service.check_engine()
     if not service.ready:
       raise ApiError(503, 'not ready', retry_seconds=5)
     return {'status': 'ready'}

@@ -11,8 +11,9 @@ from typing import Any
 from lmjax.core.config import leaf, part
 from lmjax.core.errors import UserError
 from lmjax.core.task import Report
-from lmjax.generate.continuous import Batching, Settings
+from lmjax.generate.continuous import Batching
 from lmjax.generate.scheduler import Request
+from lmjax.generate.settings import Settings
 from lmjax.generate.text import Ended, Piece, TextListener
 from lmjax.serve.limits import Limits
 from lmjax.serve.task import Serving
@@ -106,6 +107,8 @@ class Chat(Serving):
       text += event.text
       print(event.text, end='', flush=True)
     print(flush=True)
+    if event.reason == 'error':
+      print('the answer ends here by a mistake, which the log tells of', file=sys.stderr)
     messages.append({'role': 'assistant', 'content': text})
     return event.usage.added, time.monotonic() - begun
 

@@ -10,12 +10,14 @@ from small_models import QUICK, random_params
 from test_engine import DRAW, END, GREEDY, MAX_TOKENS, MODELS, SEED, VOCAB, make_prompts
 from test_engine import generate as generate_alone
 
+from lmjax.core.errors import UserError
 from lmjax.generate import engine as generation
 from lmjax.generate import sampler as sampling
-from lmjax.generate.continuous import Batching, Engine, Settings, _draws
+from lmjax.generate.continuous import Batching, Engine
 from lmjax.generate.prepare import prepare
 from lmjax.generate.sampler import Sampler, row_keys
 from lmjax.generate.scheduler import Request
+from lmjax.generate.settings import Settings, draws_of
 from lmjax.parallel import sharding
 from lmjax.parallel.mesh import Mesh
 
@@ -242,6 +244,47 @@ def test_what_goes_wrong_with_one_request_is_told_to_it_alone(model, caplog):
   assert 'lost its place' in caplog.text
 
 
+class Unkept(Alternate):
+  def __init__(self, error):
+    super().__init__()
+    self._error = error
+
+  def allowed(self):
+    raise self._error
+
+
+def test_settings_and_constraints_that_give_no_draw_end_their_request_alone(model, caplog):
+  wrong = [
+    Settings(sampler=DRAW, constraint=Unkept(UserError('too complex'))),
+    Settings(sampler=DRAW, constraint=Unkept(KeyError('lost'))),
+    Settings(sampler=DRAW, seed=2**40),
+  ]
+  prompts = make_prompts((5, 7, 9))
+  requests = [
+    make_request(p, s, name=f'req-{n}') for n, (p, s) in enumerate(zip(prompts, wrong, strict=True))
+  ]
+  fine = make_request(make_prompts((9,))[0])
+  *broken, found = finish(make_engine(model), [*requests, fine])
+  assert [listener.ended[0] for listener in broken] == ['constraint', 'error', 'error']
+  assert [listener.tokens for listener in broken] == [[], [], []]
+  assert found.tokens == generate_alone(model, [make_prompts((9,))[0]])[0]
+  for told in ('req-0: too complex', 'req-1 has failed', 'req-2 has failed'):
+    assert told in caplog.text
+
+
+def test_a_listener_that_fails_at_its_end_stops_nobody_else(model, caplog):
+  deaf, late = (
+    make_request(make_prompts((5,))[0], name='req-5'),
+    make_request(make_prompts((5,))[0]),
+  )
+  deaf.listener.end = late.listener.end = lambda *told: 1 / 0
+  late.deadline = 0.0
+  fine = make_request(make_prompts((9,))[0])
+  found = finish(make_engine(model), [late, deaf, fine])
+  assert found[2].tokens == generate_alone(model, [make_prompts((9,))[0]])[0]
+  assert 'req-5 has failed' in caplog.text
+
+
 def test_each_row_is_drawn_by_its_own_settings():
   logits = np.random.default_rng(0).normal(size=(6, VOCAB), scale=2.0).astype(np.float32)
   samplers = [
@@ -262,7 +305,7 @@ def test_each_row_is_drawn_by_its_own_settings():
     for i, s in enumerate(samplers)
   ]
   settings = [(Settings(sampler=s, seed=7, choice=i), 3) for i, s in enumerate(samplers)]
-  found = np.asarray(rows(logits, _draws(settings)))
+  found = np.asarray(rows(logits, draws_of(settings)))
   assert found.tolist() == [int(f(logits[i : i + 1])[0]) for i, f in enumerate(each)]
 
 

@@ -110,6 +110,15 @@ def test_a_tool_that_is_chosen_is_called(client):
   assert ask(client, messages=again, tools=[tool]).usage.prompt_tokens > 60
 
 
+@pytest.mark.parametrize('stream', [False, True], ids=['whole', 'streamed'])
+def test_a_pattern_that_proves_too_much_work_is_told_and_the_rest_goes_on(client, stream):
+  form = {'type': 'regex', 'pattern': 'b?c(a{1000}){1000}'}
+  with pytest.raises(openai.APIError, match='too complex: make it simpler') as caught:
+    list(ask(client, stream=stream, extra_body={'response_format': form}))
+  assert caught.value.code == 'invalid_value'
+  assert ask(client).choices
+
+
 def test_a_prompt_that_was_read_before_is_not_read_again(client):
   long = [{'role': 'user', 'content': 'look at it ' * 20}]
   first = ask(client, messages=long, max_tokens=1).usage

@@ -110,6 +110,27 @@ def test_ready_and_the_api_wait_for_the_model(tmp_path):
     assert (answer.status_code, answer.headers['retry-after']) == (503, '5')
 
 
+def test_an_engine_that_fails_is_told_to_who_waits_and_by_health(tmp_path):
+  service = make_service()
+  with serving(service, tmp_path) as address:
+    service.engine._params = {}  # as if memory were lost
+    answers = [httpx.post(f'{address}{CHAT}', json=BODY) for _ in range(2)]
+    states = [httpx.get(f'{address}/{path}') for path in ('health', 'ready')]
+  assert [answer.status_code for answer in [*answers, *states]] == [500, 503, 503, 503]
+  for answer in [*answers, *states]:
+    assert 'the engine has ended: start the server again' in answer.json()['error']['message']
+
+
+def test_an_engine_that_hangs_lets_its_clients_go(tmp_path, monkeypatch):
+  monkeypatch.setattr('lmjax.serve.service.GRACE_SECONDS', 0.05)
+  service = make_service()
+  service.ready = True  # though its engine was never started
+  with serving(service, tmp_path, warm=False) as address:
+    answer = httpx.post(f'{address}{CHAT}', json={**BODY, 'timeout_seconds': 0.01})
+  assert answer.status_code == 503
+  assert 'the engine does not go on' in answer.json()['error']['message']
+
+
 def test_metrics_count_what_was_done(http):
   read = lambda: dict(
     re.findall(r'^(lmjax_\w+(?:{[^}]*})?) (\S+)$', http.get('/metrics').text, re.M)
