@@ -49,6 +49,7 @@ def build_app(
   app.include_router(completion_routes(service))
   embedder = MeanHidden(service.model, service.params, service.engine.slots)
   app.include_router(embedding_routes(service, embedder))
+  service.preparations.append(lambda: service.grammars)
   app.include_router(search_routes(searcher, service))
   app.include_router(ads_routes(service, desk))
   app.include_router(state_routes(service))

@@ -6,10 +6,11 @@ Decoders that were not trained for it order texts only roughly; an encoder takes
 
 import base64
 import functools
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import anyio
+import anyio.to_thread
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,9 +29,13 @@ _SHORTEST = 64  # texts are padded to it, or to a power of two, so that few leng
 
 
 class Embedder(Protocol):
-  """Token ids of texts to f32 [texts, D], each of length one."""
+  """Token ids of texts to f32 [texts, D], each of length one; called once at a time."""
 
   def __call__(self, texts: Sequence[Sequence[int]]) -> np.ndarray: ...
+
+  def preparations(self) -> list[Callable[[], Any]]:
+    """What makes it ready, a part each; see `Service.preparations`."""
+    ...
 
 
 class MeanHidden:
@@ -39,14 +44,20 @@ class MeanHidden:
   def __init__(self, model: Decoder, params: Params, longest: int) -> None:
     """`longest`: tokens that a text may have."""
     self._model, self._params, self._longest = model, params, longest
-    self._lock = threading.Lock()  # one at a time: the engine wants the processor too
 
   def __call__(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
-    with self._lock:
-      return np.stack([self._embed(text) for text in texts])
+    return np.stack([self._embed(text) for text in texts])
+
+  def preparations(self) -> list[Callable[[], Any]]:
+    """Compiles a length each."""
+    lengths = sorted({self._padded(length) for length in range(1, self._longest + 1)})
+    return [functools.partial(self._embed, [0] * length) for length in lengths]
+
+  def _padded(self, length: int) -> int:
+    return min(max(_SHORTEST, 1 << (length - 1).bit_length()), self._longest)
 
   def _embed(self, text: Sequence[int]) -> np.ndarray:
-    length = min(max(_SHORTEST, 1 << (len(text) - 1).bit_length()), self._longest)
+    length = self._padded(len(text))
     tokens_1L = np.zeros((1, length), np.int32)
     tokens_1L[0, : len(text)] = text
     return np.asarray(_mean_hidden(self._model, self._params, tokens_1L, len(text)))
@@ -64,6 +75,8 @@ def _mean_hidden(model: Decoder, params: Params, tokens_1L, length) -> jax.Array
 def embedding_routes(service: Service, embedder: Embedder) -> APIRouter:
   """The route, for one model."""
   router = APIRouter()
+  service.preparations += embedder.preparations()
+  one = anyio.CapacityLimiter(1)  # at a time: the engine wants the processor too
 
   @router.post('/v1/embeddings', response_model=EmbeddingList, responses=REFUSALS)
   async def create_embedding(body: EmbeddingRequest, http: Request) -> Any:
@@ -74,7 +87,11 @@ def embedding_routes(service: Service, embedder: Embedder) -> APIRouter:
     if longest > most:
       message = f'a text has {longest} tokens, and {most} fit: shorten it'
       raise ApiError(400, message, code='context_length_exceeded', param='input')
-    vectors_ND = await run_in_threadpool(embedder, texts)
+    if one.statistics().tasks_waiting >= service.batching.queue:
+      raise ApiError(
+        429, 'as many requests wait as may: try again', code='overloaded', retry_seconds=5
+      )
+    vectors_ND = await anyio.to_thread.run_sync(embedder, texts, limiter=one)
     width = vectors_ND.shape[1]
     if body.dimensions is not None and body.dimensions != width:
       raise ApiError(

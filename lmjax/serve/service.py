@@ -59,7 +59,11 @@ class Ask(NamedTuple):
 
 
 class Service:
-  """One model: its engine, its words, its name."""
+  """One model: its engine, its words, its name.
+
+  Attributes:
+    preparations: what routes need besides the engine, which `warm` calls one by one.
+  """
 
   def __init__(
     self,
@@ -107,15 +111,22 @@ class Service:
       mesh=mesh,
     )
     self.ready = self._closed = False
+    self.preparations: list[Callable[[], Any]] = []
     self._grammars: Grammars | None = None
     self._step_seconds = 0.5  # that a request in the queue is likely to wait
 
   def warm(self) -> Iterator[tuple[int, int]]:
-    """Compiles, then begins to answer; see `Engine.warm`."""
-    for progress in self.engine.warm():
+    """Compiles, calls the `preparations` of routes, then begins to answer; see `Engine.warm`."""
+    done, more = 0, len(self.preparations)
+    for done, of in self.engine.warm():
       if self._closed:
         return
-      yield progress
+      yield done, of + more
+    for number, make_ready in enumerate(self.preparations, done + 1):
+      make_ready()
+      if self._closed:
+        return
+      yield number, done + more
     self.engine.start()
     self.ready = not self._closed
 

@@ -55,11 +55,11 @@ def make_service(limits=None, batching=None, template=TEMPLATE, params=None, **m
 @contextlib.contextmanager
 def serving(service, folder, keys=(), local=True, warm=True, text=False, **more):
   """The address of a running server, and its audit log is `folder`/audit.jsonl; `more`: of `build_app`."""
-  if warm:
-    list(service.warm())
   audit = Audit(folder / 'audit.jsonl', text)
   keys = Keys(list(keys), service.limits)
   app = build_app(service, keys=keys, audit=audit, local=local, **more)
+  if warm:
+    list(service.warm())
   config = uvicorn.Config(app, port=0, log_level='critical', lifespan='off', access_log=False)
   server = uvicorn.Server(config)
   thread = threading.Thread(target=server.run)

@@ -9,6 +9,7 @@ import threading
 import time
 
 import httpx2 as httpx
+import jax
 import openai
 import pytest
 from small_server import TOKENIZER, make_client, make_service, serving
@@ -100,6 +101,20 @@ def test_an_error_tells_no_path_of_this_machine(http):
     answer = http.post(CHAT, content=content, headers={'content-type': 'application/json'})
     assert answer.status_code == 400
     assert not re.search(r'/(work|home|usr|tmp|root)|Traceback|\.py', answer.text)
+
+
+def test_all_that_requests_need_is_there_when_it_is_ready(client, service, caplog):
+  jax.config.update('jax_log_compiles', True)
+  try:
+    jax.jit(lambda x: x + 1)(1.0)
+    assert 'Compiling' in caplog.text
+    caplog.clear()
+    for length in (1, 65, 200, 256):
+      client.embeddings.create(model='tiny', input=[3] * length)
+  finally:
+    jax.config.update('jax_log_compiles', False)
+  assert 'Compiling' not in caplog.text
+  assert service._grammars is not None
 
 
 def test_ready_and_the_api_wait_for_the_model(tmp_path):
