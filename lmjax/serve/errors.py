@@ -46,6 +46,10 @@ STREAM: dict[int | str, dict[str, Any]] = {
 }
 
 
+TOO_LARGE = 'body_too_large'
+"""The code of 413."""
+
+
 class ApiError(Exception):
   """An answer that is an error."""
 
@@ -69,6 +73,8 @@ class ApiError(Exception):
 
   def response(self) -> Response:
     headers = {} if self.retry_seconds is None else {'Retry-After': str(self.retry_seconds)}
+    if self.status == 401:
+      headers['WWW-Authenticate'] = 'Bearer'
     return reply(self.body, self.status, headers)
 
 
@@ -94,7 +100,8 @@ def add_handlers(app: FastAPI) -> None:
       405: f'{request.url.path} knows no {request.method}: see /openapi.json',
     }
     message = said.get(error.status_code, str(error.detail))
-    answer = ApiError(error.status_code, message).response()
+    code = TOO_LARGE if error.status_code == 413 else None
+    answer = ApiError(error.status_code, message, code=code).response()
     answer.headers.update(error.headers or {})
     return answer
 

@@ -65,14 +65,7 @@ def make_asks(
 ) -> list[Ask]:
   """n asks for every prompt, in the order of the answers."""
   seed = secrets.randbits(32) if body.seed is None else body.seed % SEEDS
-  default, n = service.sampler, body.n or 1
-  chosen = lambda given, usual: usual if given is None else given
-  sampler = Sampler(
-    temperature=chosen(body.temperature, default.temperature),
-    top_k=chosen(body.top_k, default.top_k),
-    top_p=chosen(body.top_p, default.top_p),
-    min_p=chosen(body.min_p, default.min_p),
-  )
+  sampler, n = read_sampler(body, service.sampler), body.n or 1
   bias = _read_bias(body.logit_bias or {}, service.tokenizer.vocab)
   stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
   owner, most = key_of(http.scope).name, service.limits.timeout_seconds
@@ -105,6 +98,18 @@ def make_asks(
       )
     )
   return asks
+
+
+def read_sampler(body: Generation, default: Sampler) -> Sampler:
+  """How a request draws; what it does not say is as in `default`."""
+  chosen = lambda given, usual: usual if given is None else given
+  limit = lambda given, usual: usual if given is None else (given if given > 0 else None)
+  return Sampler(
+    temperature=chosen(body.temperature, default.temperature),
+    top_k=limit(body.top_k, default.top_k),
+    top_p=chosen(body.top_p, default.top_p),
+    min_p=limit(body.min_p, default.min_p),
+  )
 
 
 def read_format(service: Service, form: Format | None) -> Grammar | None:

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lmjax.serve.audit import Audit
-from lmjax.serve.errors import ApiError
+from lmjax.serve.errors import TOO_LARGE, ApiError
 from lmjax.serve.keys import Key, Keys
 from lmjax.serve.metrics import Metrics
 
@@ -48,6 +48,8 @@ class Guard:
     if scope['type'] != 'http':
       await self._app(scope, receive, send)
       return
+    if scope['method'] == 'HEAD':  # as GET; the server leaves the body out
+      scope = {**scope, 'method': 'GET'}
     headers = {name.decode('latin-1'): x.decode('latin-1') for name, x in scope['headers']}
     entry: dict[str, Any] = {'request': f'req-{secrets.token_hex(12)}'}
     scope.setdefault('state', {})['audit'] = entry
@@ -126,7 +128,7 @@ class Guard:
 
   def _too_large(self) -> ApiError:
     return ApiError(
-      413, f'the body has more than {self._body_bytes:,} bytes: send less', code='body_too_large'
+      413, f'the body has more than {self._body_bytes:,} bytes: send less', code=TOO_LARGE
     )
 
 

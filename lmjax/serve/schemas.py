@@ -109,7 +109,7 @@ class Generation(Strict):
 
   model: Text
   temperature: float | None = Field(None, ge=0, le=2)
-  top_p: float | None = Field(None, gt=0, le=1)
+  top_p: float | None = Field(None, gt=0, le=1, description='1: no limit.')
   n: int | None = Field(None, ge=1, le=16)
   seed: int | None = None
   stop: Text | Annotated[list[Text], Field(max_length=16)] | None = None
@@ -124,8 +124,8 @@ class Generation(Strict):
   response_format: Format | None = None
   user: Text | None = None
   # Ours.
-  top_k: int | None = Field(None, ge=1)
-  min_p: float | None = Field(None, gt=0, le=1)
+  top_k: int | None = Field(None, ge=-1, description='0 and -1: no limit.')
+  min_p: float | None = Field(None, ge=0, le=1, description='0: no limit.')
   repetition_penalty: float | None = Field(None, gt=0, le=10)
   stop_token_ids: list[int] | None = Field(None, max_length=64)
   priority: int | None = Field(None, ge=-100, le=100)

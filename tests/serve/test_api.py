@@ -11,6 +11,10 @@ import openai
 import pytest
 from small_server import TOKENIZER, make_client
 
+from lmjax.generate.sampler import Sampler
+from lmjax.serve.generation import read_sampler
+from lmjax.serve.schemas import Generation
+
 HELLO = [{'role': 'user', 'content': 'hello'}]
 SAME = {'model': 'tiny', 'max_tokens': 12, 'seed': 5}
 
@@ -42,6 +46,14 @@ def test_the_same_seed_gives_the_same_answer(client):
 def test_a_top_k_of_more_tokens_than_there_are_keeps_all(client):
   draws = [ask(client, seed=5, extra_body=body) for body in ({}, {'top_k': 10**12})]
   assert draws[0].choices == draws[1].choices
+
+
+@pytest.mark.parametrize('body', [{'top_k': 0}, {'top_k': -1}, {'min_p': 0}, {'top_p': 1}], ids=str)
+def test_a_filter_may_be_turned_off(body):
+  default = Sampler(top_k=3, top_p=0.5, min_p=0.1)
+  (name,) = body
+  assert getattr(read_sampler(Generation(model='tiny', **body), default), name) in (None, 1)
+  assert read_sampler(Generation(model='tiny'), default) == default
 
 
 def test_completions_continue_texts_and_token_ids(client):

@@ -7,15 +7,46 @@ import httpx2 as httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from lmjax.serve.schemas import ChatRequest, CompletionRequest
+
 PATHS = ('/v1/chat/completions', '/v1/completions', '/v1/embeddings', '/search', '/ads')
-GOOD = {
+SAME = {
   'model': 'tiny',
-  'messages': [{'role': 'user', 'content': 'hello'}],
-  'max_tokens': 2,
   'temperature': 0.5,
-  'logit_bias': {'3': 1.0},
+  'top_p': 0.9,
+  'n': 1,
+  'seed': 3,
   'stop': ['a'],
+  'max_tokens': 2,
+  'presence_penalty': 0.1,
+  'frequency_penalty': 0.1,
+  'logit_bias': {'3': 1.0},
+  'stream': False,
+  'stream_options': None,
+  'response_format': {'type': 'text'},
+  'user': 'me',
+  'top_k': 5,
+  'min_p': 0.1,
+  'repetition_penalty': 1.1,
+  'stop_token_ids': [1],
+  'priority': 1,
+  'timeout_seconds': 60,
 }
+GOOD = {
+  **SAME,
+  'messages': [{'role': 'user', 'content': 'hello'}],
+  'max_completion_tokens': 2,
+  'logprobs': True,
+  'top_logprobs': 2,
+  'tools': [{'type': 'function', 'function': {'name': 'look', 'parameters': {'type': 'object'}}}],
+  'tool_choice': 'none',
+  'parallel_tool_calls': False,
+  'store': False,
+  'metadata': {'a': 'b'},
+}
+TEXT = {**SAME, 'prompt': 'a', 'logprobs': 1, 'echo': False, 'suffix': None, 'best_of': 1}
+EVERY = {PATHS[0]: (GOOD, ChatRequest), PATHS[1]: (TEXT, CompletionRequest)}
+KEYS = ('9' * 5000, '0' * 12 + '3', '-1', '', '\u0663', '1_0', '\ud800', '3.0')
 WRONG = (None, True, -1, 1e400, 'x', [], {}, [[]], {'a': None}, '\ud800', 10**30, -0.5, [None])
 
 
@@ -56,6 +87,30 @@ def test_malformed_bodies_are_all_refused_and_none_kills_it(address, client, cou
       answer = http.post(path, content=body, headers={'content-type': kind})
       assert 400 <= answer.status_code < 500, (body, answer.text)
       assert set(answer.json()['error']) == {'message', 'type', 'param', 'code'}
+  assert client.models.list().data
+
+
+@pytest.mark.parametrize('count', [60, pytest.param(3000, marks=pytest.mark.slow)])
+def test_whatever_a_field_holds_the_server_goes_on(address, client, count):
+  rng, refused = random.Random(count), 0
+  with httpx.Client(base_url=address, timeout=60) as http:
+    for path, (body, schema) in EVERY.items():
+      assert set(body) == set(schema.model_fields)
+      assert http.post(path, json=body).status_code == 200
+    for number in range(count):
+      path = PATHS[number % 2]
+      body = {**EVERY[path][0]}
+      if rng.random() < 0.2:
+        body['logit_bias'] = {rng.choice(KEYS): rng.choice([1.0, *WRONG])}
+      else:
+        body[rng.choice(list(body))] = rng.choice(WRONG)
+      content = json.dumps(body).encode()
+      answer = http.post(path, content=content, headers={'content-type': 'application/json'})
+      assert answer.status_code < 500, (body, answer.text)
+      if answer.status_code != 200:
+        refused += 1
+        assert set(answer.json()['error']) == {'message', 'type', 'param', 'code'}
+  assert refused > count / 3
   assert client.models.list().data
 
 

@@ -75,7 +75,7 @@ def test_a_body_that_is_too_large_is_refused_whether_it_says_so_or_not(http):
   headers = {'content-type': 'application/json'}
   for content in (large, iter([large[: 1 << 19], large[1 << 19 :]])):
     answer = http.post(CHAT, content=content, headers=headers)
-    assert answer.status_code == 413
+    assert (answer.status_code, answer.json()['error']['code']) == (413, 'body_too_large')
     assert 'the body has more than 1,048,576 bytes' in answer.json()['error']['message']
 
 
@@ -87,6 +87,13 @@ def test_wrong_paths_and_methods_are_told_in_the_same_shape(http, path, method, 
   answer = http.request(method, path)
   assert answer.status_code == status
   assert set(answer.json()['error']) == {'message', 'type', 'param', 'code'}
+
+
+@pytest.mark.parametrize('path', ['/', '/health', '/ready', '/v1/models', '/page/app.js'])
+def test_the_head_of_an_answer_may_be_asked_for_alone(http, path):
+  head, whole = http.head(path), http.get(path)
+  assert (head.status_code, head.content) == (200, b'')
+  assert head.headers['content-length'] == str(len(whole.content))
 
 
 @pytest.mark.parametrize('kind', ['application/x-www-form-urlencoded', 'text/plain', ''])
@@ -239,6 +246,7 @@ def test_keys_are_needed_and_each_has_its_rate(tmp_path):
       for headers in ({}, {'authorization': 'Bearer wrong'}, {'authorization': f'Basic {key}'}):
         answer = httpx.get(f'{address}{path}', headers=headers)
         assert (answer.status_code, answer.json()['error']['code']) == (401, 'invalid_api_key')
+        assert answer.headers['www-authenticate'] == 'Bearer'
     ada, bob = make_client(address, key), make_client(address, 'b')
     statuses = [ask(client) for client in (ada, ada, ada, bob, bob, bob)]
   assert statuses == [200, 200, 429, 200, 200, 200]
