@@ -135,7 +135,11 @@ def test_a_cuda_plugin_without_a_driver_is_quiet(tmp_path):
     '--checkpoint=nowhere',
   ]
   ended = subprocess.run(
-    [*command, f'--workdir={tmp_path}'], env=environment, capture_output=True, text=True, timeout=60
+    [*command, f'--workdir={tmp_path}'],
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=300,
   )
   assert ended.returncode == 2
   assert ended.stderr.count('\n') == 1

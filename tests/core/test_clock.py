@@ -107,10 +107,13 @@ def test_kinds_sum_to_the_wall_clock(path):
     with ledger.measure('compute'):
       time.sleep(0.01)
     ledger.finish_step(step)
-  summary, wall = ledger.summary(), time.monotonic() - start
+  before = time.monotonic() - start
+  summary = ledger.summary()
+  after = time.monotonic() - start
   assert set(summary) == {*KINDS, 'wall'}
-  assert summary['wall'] == pytest.approx(wall, rel=0.01)
-  assert summary['compute'] > summary['data'] > 0.02
+  assert before - 1e-6 < summary['wall'] < after + 1e-6
+  assert summary['compute'] > 0.2
+  assert summary['data'] > 0.04
 
 
 def test_a_session_begins_with_its_process(path, tmp_path):

@@ -40,7 +40,7 @@ def start(**more):
   environment = {name: value for name, value in os.environ.items() if name != 'GLIBC_TUNABLES'}
   command = [sys.executable, '-c', STARTED]
   ended = subprocess.run(
-    command, env=environment | more, capture_output=True, text=True, check=True, timeout=60
+    command, env=environment | more, capture_output=True, text=True, check=True, timeout=300
   )
   return ended.stdout.split()
 

@@ -50,7 +50,9 @@ def test_another_kind_of_address_is_refused():
 def test_what_a_store_needs_to_be_installed_is_named(address, package, extra):
   source = f'import sys; sys.modules[{package!r}] = None; from lmjax.core import storage; '
   source += f'storage.at({address!r})'
-  ended = subprocess.run([sys.executable, '-c', source], capture_output=True, text=True, timeout=60)
+  ended = subprocess.run(
+    [sys.executable, '-c', source], capture_output=True, text=True, timeout=300
+  )
   assert (
     f"UserError: {address} needs a package that is not installed: run pip install 'lmjax[{extra}]"
     in (ended.stderr)
@@ -61,5 +63,5 @@ def test_a_task_runs_in_a_file_address(tmp_path):
   command = [sys.executable, '-m', 'lmjax.main', '--experiment=tiny_tasks:tiny']
   here = {**storage.os.environ, 'PYTHONPATH': str(Path(__file__).parent)}
   folder = tmp_path / 'run'
-  subprocess.run([*command, f'--workdir=file://{folder}'], check=True, timeout=60, env=here)
+  subprocess.run([*command, f'--workdir=file://{folder}'], check=True, timeout=300, env=here)
   assert json.loads((folder / 'report.json').read_text())['experiment'] == 'tiny_tasks:tiny'

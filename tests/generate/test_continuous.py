@@ -155,13 +155,13 @@ def test_the_thread_answers_and_ends_when_told(model):
   request = make_request(make_prompts((7,))[0])
   request.listener.end = lambda *told: done.put(told)
   engine.submit(request)
-  reason, usage = done.get(timeout=60)
+  reason, usage = done.get(timeout=300)
   assert (reason, usage.added) == ('length', MAX_TOKENS) or reason == 'stop'
   endless = make_request(make_prompts((7,))[0], max_tokens=80)
   endless.listener.end = lambda *told: done.put(told)
   engine.submit(endless)
   engine.stop()
-  assert done.get(timeout=60)[0] in ('cancelled', 'stop', 'length')
+  assert done.get(timeout=300)[0] in ('cancelled', 'stop', 'length')
   with pytest.raises(RuntimeError, match='the engine has ended'):
     engine.submit(request)
 
@@ -175,7 +175,7 @@ def test_what_goes_wrong_in_a_step_is_told_to_all(model, caplog):
     engine.submit(request)
   engine.start()
   engine.wait()
-  assert [done.get(timeout=60) for _ in requests] == ['error'] * 3
+  assert [done.get(timeout=300) for _ in requests] == ['error'] * 3
   assert engine.failure is not None
   assert 'the engine has ended' in caplog.text
 

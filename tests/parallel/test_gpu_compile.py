@@ -51,7 +51,7 @@ def fresh(code, **environment):
     env=clean | environment,
     capture_output=True,
     text=True,
-    timeout=60,
+    timeout=300,
   )
 
 

@@ -31,6 +31,7 @@ TEMPLATE = (
   '{% if add_generation_prompt %}<|start|>assistant\n{% endif %}'
 )
 
+TIMEOUT = 300.0  # seconds: what takes milliseconds may take some on a busy machine, and httpx gives up after 5
 SHORT = '{{ messages[-1].content[:8] }}'  # a template for long messages, of which the answers alone matter
 
 

@@ -6,7 +6,7 @@ import zipfile
 
 import httpx2 as httpx
 import pytest
-from small_server import SHORT, make_service, serving
+from small_server import SHORT, TIMEOUT, make_service, serving
 
 from lmjax.ads.brief import parse_brief
 from lmjax.ads.creative import Copy
@@ -36,7 +36,7 @@ def http(folder):
   keys = [Key('ann', hash_key(KEY))]
   with serving(make_service(template=SHORT), folder, keys, desk=desk) as found:
     headers = {'authorization': f'Bearer {KEY}'}
-    with httpx.Client(base_url=found, headers=headers, timeout=600) as client:
+    with httpx.Client(base_url=found, headers=headers, timeout=TIMEOUT) as client:
       yield client
 
 
@@ -130,11 +130,14 @@ def test_nothing_else_of_the_machine_is_read(http, folder, made):
 def test_it_wants_a_key(http, made):
   for path in ('/ads', f'/ads/{made["data"][0]["id"]}/300x250.png'):
     assert (
-      httpx.request('GET' if 'png' in path else 'POST', f'{http.base_url}{path}').status_code == 401
+      httpx.request(
+        'GET' if 'png' in path else 'POST', f'{http.base_url}{path}', timeout=TIMEOUT
+      ).status_code
+      == 401
     )
 
 
 def test_a_server_without_pillow_says_what_to_install(address):
-  answer = httpx.post(f'{address}/ads', json={'brief': BRIEF})
+  answer = httpx.post(f'{address}/ads', json={'brief': BRIEF}, timeout=TIMEOUT)
   assert answer.status_code == 404
   assert "pip install 'lmjax[ads]'" in answer.json()['error']['message']

@@ -10,6 +10,7 @@ from lmjax.ads.maker import Maker, Making
 from lmjax.serve.ads import Desk
 
 playwright = pytest.importorskip('playwright.sync_api')
+playwright.expect.set_options(timeout=60_000)  # ms
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
 pytestmark = [
   pytest.mark.slow,

@@ -6,6 +6,7 @@ import random
 import httpx2 as httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
+from small_server import TIMEOUT
 
 from lmjax.serve.schemas import ChatRequest, CompletionRequest
 
@@ -79,7 +80,7 @@ def malformed(rng):
 @pytest.mark.parametrize('count', [300, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_malformed_bodies_are_all_refused_and_none_kills_it(address, client, count):
   rng = random.Random(count)
-  with httpx.Client(base_url=address) as http:
+  with httpx.Client(base_url=address, timeout=TIMEOUT) as http:
     for number in range(count):
       body = malformed(rng)
       kind = rng.choice(['application/json'] * 9 + ['text/plain'])

@@ -15,6 +15,7 @@ from lmjax.generate.continuous import Batching
 from lmjax.serve.limits import Limits
 
 playwright = pytest.importorskip('playwright.sync_api')
+playwright.expect.set_options(timeout=60_000)  # ms
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
 pytestmark = [
   pytest.mark.slow,

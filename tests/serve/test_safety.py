@@ -12,7 +12,7 @@ import httpx2 as httpx
 import jax
 import openai
 import pytest
-from small_server import TOKENIZER, make_client, make_service, serving
+from small_server import TIMEOUT, TOKENIZER, make_client, make_service, serving
 
 from lmjax.core.errors import UserError
 from lmjax.serve.errors import ApiError
@@ -30,7 +30,7 @@ def lines(folder):
 
 @pytest.fixture
 def http(address):
-  with httpx.Client(base_url=address) as found:
+  with httpx.Client(base_url=address, timeout=TIMEOUT) as found:
     yield found
 
 
@@ -126,9 +126,9 @@ def test_all_that_requests_need_is_there_when_it_is_ready(client, service, caplo
 
 def test_ready_and_the_api_wait_for_the_model(tmp_path):
   with serving(make_service(), tmp_path, warm=False) as address:
-    assert httpx.get(f'{address}/health').status_code == 200
-    assert httpx.get(f'{address}/ready').status_code == 503
-    answer = httpx.post(f'{address}{CHAT}', json=BODY)
+    assert httpx.get(f'{address}/health', timeout=TIMEOUT).status_code == 200
+    assert httpx.get(f'{address}/ready', timeout=TIMEOUT).status_code == 503
+    answer = httpx.post(f'{address}{CHAT}', json=BODY, timeout=TIMEOUT)
     assert (answer.status_code, answer.headers['retry-after']) == (503, '5')
 
 
@@ -178,7 +178,7 @@ def test_a_client_that_vanishes_has_no_slot_in_the_next_step(
     steps.append(step)
     if len(steps) == 20:
       held.set()
-      assert going.wait(20)
+      assert going.wait(TIMEOUT)
 
   monkeypatch.setattr(service.engine, '_watch', watch)
   with socket.create_connection(address.removeprefix('http://').split(':')) as sock:
@@ -186,7 +186,7 @@ def test_a_client_that_vanishes_has_no_slot_in_the_next_step(
       sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
     # More answers than rows, so that some wait.
     ask_raw(sock, {**BODY, 'n': 6, 'max_tokens': 200, 'stream': stream, 'logit_bias': {'1': -100}})
-    assert held.wait(20)
+    assert held.wait(TIMEOUT)
     assert len(steps[-1].spans) == service.engine.running == 4
     asked = service.engine._scheduler.requests()
     assert len(asked) == 6
@@ -196,7 +196,7 @@ def test_a_client_that_vanishes_has_no_slot_in_the_next_step(
   assert steps[20].spans == []
   assert [why for _, _, why in steps[20].ended] == ['cancelled'] * 6
   status = 200 if stream else 499  # which no one reads, and no mistake of the server
-  wait_for(lambda: lines(audit_folder)[-1]['status'] == status)
+  wait_for(lambda: [line['status'] for line in lines(audit_folder)[-1:]] == [status])
 
 
 def ask_raw(sock, body):
@@ -205,7 +205,7 @@ def ask_raw(sock, body):
   sock.sendall(f'{head}content-length: {len(content)}\r\n\r\n'.encode() + content)
 
 
-def wait_for(condition, seconds=20):
+def wait_for(condition, seconds=TIMEOUT):
   end = time.monotonic() + seconds
   while not condition():
     assert time.monotonic() < end
@@ -218,7 +218,7 @@ def test_overload_is_shed_with_429_and_those_taken_are_answered(tmp_path):
   bodies = [{**BODY, 'max_tokens': 50, 'seed': n} for n in range(40)]
 
   async def all_at_once(address):
-    async with httpx.AsyncClient(base_url=address, timeout=60) as client:
+    async with httpx.AsyncClient(base_url=address, timeout=TIMEOUT) as client:
       return await asyncio.gather(*(client.post(CHAT, json=body) for body in bodies))
 
   with serving(service, tmp_path) as address:
@@ -241,10 +241,10 @@ def test_keys_are_needed_and_each_has_its_rate(tmp_path):
   (stored,) = read_keys(path)
   keys = [stored._replace(requests_per_minute=2), Key('bob', hash_key('b'))]
   with serving(make_service(), tmp_path, keys, local=False) as address:
-    assert httpx.get(f'{address}/health').status_code == 200
+    assert httpx.get(f'{address}/health', timeout=TIMEOUT).status_code == 200
     for path in ('/v1/models', '/metrics'):
       for headers in ({}, {'authorization': 'Bearer wrong'}, {'authorization': f'Basic {key}'}):
-        answer = httpx.get(f'{address}{path}', headers=headers)
+        answer = httpx.get(f'{address}{path}', headers=headers, timeout=TIMEOUT)
         assert (answer.status_code, answer.json()['error']['code']) == (401, 'invalid_api_key')
         assert answer.headers['www-authenticate'] == 'Bearer'
     ada, bob = make_client(address, key), make_client(address, 'b')
@@ -327,14 +327,14 @@ def test_others_are_answered_while_the_moderation_thinks(tmp_path):
   def moderation(text, side):
     if side == 'output':
       thinking.set()
-      assert told.wait(20)
+      assert told.wait(TIMEOUT)
 
   with serving(make_service(moderation=moderation), tmp_path) as address:
     asked = threading.Thread(target=ask, args=[make_client(address)])
     asked.start()
     try:
-      assert thinking.wait(20)
-      assert httpx.get(f'{address}/health').status_code == 200
+      assert thinking.wait(TIMEOUT)
+      assert httpx.get(f'{address}/health', timeout=TIMEOUT).status_code == 200
     finally:
       told.set()
       asked.join()

@@ -6,7 +6,7 @@ import httpx2 as httpx
 import pytest
 from small_encoder import write_encoder
 from small_posts import make_posts
-from small_server import serving
+from small_server import TIMEOUT, serving
 
 from lmjax.interop.encoder import load_encoder
 from lmjax.search.embed import Embedder
@@ -34,7 +34,7 @@ def http(folder, service):
   keys = [Key('ann', hash_key(KEY))]
   with serving(service, folder, keys, warm=False, searcher=searcher) as address:
     headers = {'authorization': f'Bearer {KEY}'}
-    with httpx.Client(base_url=address, headers=headers, timeout=60) as found:
+    with httpx.Client(base_url=address, headers=headers, timeout=TIMEOUT) as found:
       yield found
   searcher.close()
 
@@ -130,7 +130,10 @@ def test_a_query_of_a_megabyte_is_refused(http):
 
 
 def test_it_wants_a_key_and_tells_the_audit_no_text(http, folder):
-  assert httpx.post(f'{http.base_url}/search', json={'query': 'cats'}).status_code == 401
+  assert (
+    httpx.post(f'{http.base_url}/search', json={'query': 'cats'}, timeout=TIMEOUT).status_code
+    == 401
+  )
   ask(http, query='mark5')
   text = (folder / 'audit.jsonl').read_text()
   routes = [json.loads(line)['route'] for line in text.splitlines()]
@@ -139,6 +142,6 @@ def test_it_wants_a_key_and_tells_the_audit_no_text(http, folder):
 
 
 def test_a_server_without_an_index_says_how_to_have_one(client, address):
-  answer = httpx.post(f'{address}/search', json={'query': 'cats'})
+  answer = httpx.post(f'{address}/search', json={'query': 'cats'}, timeout=TIMEOUT)
   assert answer.status_code == 404
   assert 'start the server with --index=FOLDER' in answer.json()['error']['message']

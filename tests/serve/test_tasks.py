@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 from small_models import random_params
-from small_server import MODEL, TEMPLATE, TOKENIZER
+from small_server import MODEL, TEMPLATE, TIMEOUT, TOKENIZER
 
 from lmjax.bench import serve as bench
 from lmjax.core import command_line
@@ -118,12 +118,12 @@ def test_sigterm_finishes_what_is_under_way_and_exits_with_0(folder, tmp_path):
     address = next(m[1] for line in process.stdout if (m := re.search(r'at (http\S+) ', line)))
     body = {'model': 'tiny', 'messages': [{'role': 'user', 'content': 'a'}], 'max_tokens': 100}
     path = f'{address}/v1/chat/completions'
-    with httpx.stream('POST', path, json={**body, 'stream': True}, timeout=60) as answer:
+    with httpx.stream('POST', path, json={**body, 'stream': True}, timeout=TIMEOUT) as answer:
       lines = answer.iter_lines()
       next(lines)
       process.send_signal(signal.SIGTERM)
       assert [line for line in lines if line][-1] == 'data: [DONE]'
-    assert process.wait(60) == 0
+    assert process.wait(TIMEOUT) == 0
   report = json.loads((workdir / 'report.json').read_text())
   assert report['counts']['added_tokens'] > 0
   assert json.loads((workdir / 'audit.jsonl').read_text())['status'] == 200
@@ -142,7 +142,7 @@ def test_sigterm_while_it_compiles_exits_with_0(folder, tmp_path):
       said += one
     process.send_signal(signal.SIGTERM)
     said += process.stdout.read()
-    assert process.wait(60) == 0
+    assert process.wait(TIMEOUT) == 0
   assert 'is served at' not in said
 
 

@@ -43,7 +43,7 @@ def start():
 def test_with_nothing_to_save_a_signal_exits_with_75(start, words, number):
   process = start(*words)
   process.send_signal(number)
-  assert process.wait(10) == 75
+  assert process.wait(300) == 75
   assert f'{number.name}: nothing to save here' in process.stderr.read()
 
 
@@ -53,5 +53,5 @@ def test_a_second_signal_exits_with_1(start):
   said = [process.stderr.readline() for _ in range(2)]
   assert said == ['\n', 'lmjax: SIGTERM: saving after this step; once more exits at once\n']
   process.send_signal(signal.SIGINT)
-  assert process.wait(10) == 1
+  assert process.wait(300) == 1
   assert 'SIGINT again: exiting at once' in process.stderr.read()
