@@ -3,7 +3,6 @@
 import atexit
 import contextlib
 import functools
-import socket
 import subprocess
 import sys
 import time
@@ -12,8 +11,9 @@ from collections.abc import Iterator
 
 import fsspec
 import pytest
+from ports import free_port
 
-TIMEOUT = 60.0
+TIMEOUT = 300.0
 
 
 @contextlib.contextmanager
@@ -33,9 +33,7 @@ def s3_server() -> Iterator[None]:
 
 @functools.cache  # epath keeps its connection to a server for as long as the process lives
 def _start() -> str:
-  with socket.socket() as free:
-    free.bind(('127.0.0.1', 0))
-    port = free.getsockname()[1]
+  port = free_port()
   command = [sys.executable, '-m', 'moto.server', '-H', '127.0.0.1', '-p', str(port)]
   server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
   atexit.register(server.wait)

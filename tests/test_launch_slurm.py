@@ -18,13 +18,14 @@ import time
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / 'tools' / 'launch' / 'slurm.sbatch'
 NEEDED = ('munged', 'slurmctld', 'slurmd', 'sbatch', 'srun', 'scontrol', 'scancel')
 SEARCHED = os.pathsep.join([os.environ['PATH'], '/usr/sbin', '/sbin'])
 MISSING = [name for name in NEEDED if not shutil.which(name, path=SEARCHED)]
-TIMEOUT = 100.0
+TIMEOUT = 300.0
 JOB_TIMEOUT = 300.0  # a job that is queued again starts Python twice, maybe beside another test
 STEPS = 200
 
@@ -64,14 +65,6 @@ NodeName={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 Gres=gpu:2
 NodeName={host}-b NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 Gres=gpu:2
 PartitionName=all Nodes=ALL Default=YES MaxTime=10:00
 """
-
-
-def free_ports(count):
-  with contextlib.ExitStack() as stack:
-    sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-    for each in sockets:
-      each.bind(('127.0.0.1', 0))
-    return [each.getsockname()[1] for each in sockets]
 
 
 def wait_until(is_so, what, log=None, timeout=TIMEOUT):
@@ -146,7 +139,8 @@ def cluster(tmp_path_factory):
   (folder / 'munge.key').write_bytes(secrets.token_bytes(1024))
   (folder / 'munge.key').chmod(0o600)
   host = socket.gethostname()
-  text = CONFIGURATION.format(host=host, user=getpass.getuser(), folder=folder, ports=free_ports(3))
+  ports = [free_port() for _ in range(3)]
+  text = CONFIGURATION.format(host=host, user=getpass.getuser(), folder=folder, ports=ports)
   (folder / 'slurm.conf').write_text(text)
   (folder / 'gres.conf').write_text('Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n')
   cluster = Cluster(folder)

@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -10,11 +9,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import member
+from ports import free_port
 
 from lmjax.checkpoint.store import Store
 from lmjax.core import tree
 
-TIMEOUT = 90.0
+TIMEOUT = 300.0
 
 
 class Members:
@@ -23,9 +23,7 @@ class Members:
   def __init__(
     self, logs: Path, folders: Sequence[Path | str], devices: int, *actions: str
   ) -> None:
-    with socket.socket() as free:
-      free.bind(('localhost', 0))
-      coordinator = f'localhost:{free.getsockname()[1]}'
+    coordinator = f'localhost:{free_port()}'
     self.logs = [logs / f'{process}.log' for process in range(len(folders))]
     self.processes = []
     for process, (folder, log) in enumerate(zip(folders, self.logs, strict=True)):

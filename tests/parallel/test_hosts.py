@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 from lmjax.core.errors import UserError
 from lmjax.parallel.hosts import (
@@ -24,7 +25,7 @@ from lmjax.parallel.hosts import (
 from lmjax.parallel.rollcall import Place
 
 LIBRARY = Path(__file__).parents[2] / 'lmjax'
-TIMEOUT = 60.0
+TIMEOUT = 300.0
 
 # A process that takes part in a roll of call and then does as it is told; loads no JAX.
 ROLL = """
@@ -78,8 +79,7 @@ hosts.leave()
 
 @pytest.fixture
 def port():
-  with socket.create_server(('127.0.0.1', 0)) as free:
-    return free.getsockname()[1]
+  return free_port()
 
 
 @pytest.fixture
@@ -321,7 +321,7 @@ def test_a_process_that_is_killed_ends_the_others(start, dying):
 
 @pytest.mark.parametrize('frozen', [0, 1])
 def test_a_process_that_is_stopped_is_named_and_ends_the_others(start, monkeypatch, frozen):
-  monkeypatch.setenv('SILENCE', '2')
+  monkeypatch.setenv('SILENCE', '4')
   processes = [
     start(ROLL, 3, number, 30, 'freeze' if number == frozen else '') for number in range(3)
   ]
@@ -329,7 +329,7 @@ def test_a_process_that_is_stopped_is_named_and_ends_the_others(start, monkeypat
   for code, said in map(ended, others):
     assert code == 1
     assert f'process {frozen} on ' in said
-    assert 'was silent for 2 s: it is stopped or stuck' in said
+    assert 'was silent for 4 s: it is stopped or stuck' in said
   processes[frozen].kill()
 
 

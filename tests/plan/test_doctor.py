@@ -3,13 +3,13 @@
 import copy
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 from experiments.cluster import doctor
 from lmjax.core import config
@@ -17,7 +17,7 @@ from lmjax.main import main
 from lmjax.plan import machine, together
 from lmjax.plan.doctor import judge
 
-TIMEOUT = 100.0
+TIMEOUT = 300.0
 # The second process comes to the sum and takes no part in it.
 HALF = """
 import sys
@@ -103,9 +103,7 @@ def test_what_is_wrong_is_printed_with_what_to_do_and_the_exit_code_is_1(tmp_pat
 
 def run_two(command, folder):
   """Runs `command(process, port)` as two processes, each in its own folder; their ends and output."""
-  with socket.socket() as free:
-    free.bind(('127.0.0.1', 0))
-    port = free.getsockname()[1]
+  port = free_port()
   processes = []
   for number in range(2):
     home = folder / f'machine-{number}'

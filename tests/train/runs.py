@@ -4,8 +4,8 @@ import contextlib
 import json
 import os
 import re
+import resource
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,8 +15,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from ports import free_port
+
 HERE = Path(__file__).parent
-TIMEOUT = 120.0
+TIMEOUT = 300.0
 SPEED = ('tokens_per_second', 'mfu', 'seconds_left')
 
 Moment = Callable[['Run'], bool]
@@ -71,8 +73,7 @@ class Run:
   ) -> Iterator[list[subprocess.Popen]]:
     """As `start`, by `count` processes with as many `devices` each; `own` is a flag of one alone."""
     with contextlib.ExitStack() as stack:
-      with socket.create_server(('127.0.0.1', 0)) as free:
-        where = f'--hosts.coordinator=127.0.0.1:{free.getsockname()[1]}'
+      where = f'--hosts.coordinator=127.0.0.1:{free_port()}'
       processes = []
       for number in range(count):
         place = (where, f'--hosts.processes={count}', f'--hosts.process={number}')
@@ -117,14 +118,18 @@ class Run:
     return self.log.read_bytes()[before:].decode()
 
   def signal_at(self, moment: Moment, number: int, *, code: int) -> float:
-    """Starts the command, signals it at `moment`; seconds until its end with exit code `code`."""
+    """Starts the command, signals it at `moment`; it ends with exit code `code`.
+
+    Returns the CPU seconds that it took until then: others may have the processor meanwhile.
+    """
+    before = _children_seconds()
     with self.start() as process:
       self.wait(process, moment)
       process.send_signal(number)
-      sent = time.monotonic()
+      spent = _cpu_seconds(process.pid)
       ended = process.wait(TIMEOUT)
     assert ended == code, self.log.read_text()
-    return time.monotonic() - sent
+    return _children_seconds() - before - spent
 
   def wait(self, process: subprocess.Popen, moment: Moment) -> None:
     deadline = time.monotonic() + TIMEOUT
@@ -201,6 +206,18 @@ def resumed_at(text: str) -> int:
     r'^resuming +at step (\d+) of|^This run is finished, at step (\d+)\.', text, re.M
   )
   return int(found[1] or found[2]) if found else 0
+
+
+def _cpu_seconds(pid: int) -> float:
+  """That a process has taken so far."""
+  fields = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
+  return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
+
+
+def _children_seconds() -> float:
+  """CPU seconds of the processes that were started here and have ended."""
+  used = resource.getrusage(resource.RUSAGE_CHILDREN)
+  return used.ru_utime + used.ru_stime
 
 
 def _lines(path: Path) -> list[bytes]:

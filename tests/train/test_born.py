@@ -2,20 +2,19 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 PROCESSES = 4
 
 
 @pytest.mark.slow
 def test_a_process_peaks_little_above_its_quarter_of_the_state():
-  with socket.create_server(('127.0.0.1', 0)) as free:
-    port = free.getsockname()[1]
+  port = free_port()
   script = str(Path(__file__).with_name('born.py'))
   environment = {
     **os.environ,

@@ -10,7 +10,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from runs import Run, at_ledger, at_once, at_step, at_text, in_save, resumed_at
+from runs import TIMEOUT, Run, at_ledger, at_once, at_step, at_text, in_save, resumed_at
 from small import POSTS
 
 from lmjax.main import main
@@ -176,7 +176,7 @@ def test_a_second_signal_does_not_wait_for_the_save(new_run):
     process.send_signal(signal.SIGTERM)
     run.wait(process, at_text('once more exits at once'))
     process.send_signal(signal.SIGTERM)
-    assert process.wait(10) == 1
+    assert process.wait(TIMEOUT) == 1
   assert 'saved at step' not in run.log.read_text()
 
 

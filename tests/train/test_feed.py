@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from ports import free_port
 
 from lmjax.data.loader import Loader
 from lmjax.data.prepare import prepare
@@ -66,8 +66,7 @@ def shards(tmp_path_factory):
 @pytest.fixture(scope='module')
 def read(shards):
   """What each of two processes with two devices has printed, a dict for each mesh."""
-  with socket.create_server(('127.0.0.1', 0)) as free:
-    port = free.getsockname()[1]
+  port = free_port()
   environment = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
   words = [str(shards.folder), str(BATCH), str(LENGTH), str(STEPS), *map(json.dumps, MESHES)]
   processes = [
@@ -80,7 +79,7 @@ def read(shards):
     for process in range(2)
   ]
   try:
-    outs = [process.communicate(timeout=60)[0] for process in processes]
+    outs = [process.communicate(timeout=300)[0] for process in processes]
   finally:
     for process in processes:
       process.kill()

@@ -72,7 +72,7 @@ def test_a_killed_process_ends_the_others_with_a_line(new_run, killed):
   with run.together(2) as processes:
     run.wait(processes[0], at_step(3))
     processes[killed].kill()
-    assert processes[1 - killed].wait(20) not in (0, 2, 75)
+    assert processes[1 - killed].wait(TIMEOUT) not in (0, 2, 75)
   said = run.log_of(1 - killed).read_text()
   assert f'lmjax: process {1 - killed}: process {killed} on ' in said
   assert 'ended without a word' in said
