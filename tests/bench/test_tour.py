@@ -44,6 +44,7 @@ def test_a_page_shows_what_the_reports_have(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_tour_goes_from_posts_to_a_page_and_is_not_done_twice(tmp_path):
   environment = {**os.environ, 'TOUR': 'small', 'PYTHON': sys.executable}
   command = [str(ROOT / 'tools' / 'tour.sh'), str(tmp_path)]

@@ -8,6 +8,7 @@ from lmjax.train.elastic import Elastic
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_changes_its_processes_and_mesh_is_the_run_that_does_not(tmp_path, monkeypatch):
   monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
   elastic = Elastic()
