@@ -1,13 +1,13 @@
 """SIGKILL at random moments of adds and deletes, in real processes: what is there is what the journal says."""
 
+import contextlib
 import random
 import signal
-import subprocess
-import sys
 import time
 
+import index_writer
 import pytest
-from small_encoder import WORDS, write_encoder
+from small_encoder import write_encoder
 
 from lmjax.interop.encoder import load_encoder
 from lmjax.search.embed import Embedder
@@ -15,40 +15,22 @@ from lmjax.search.index import Index
 from lmjax.search.query import parse
 from lmjax.search.searcher import Searcher
 
-# Adds, deletes, bans and builds anew as fast as it can, and says when each was complete.
-_CHILD = f"""
-import random, sys
-from pathlib import Path
-from lmjax.interop.encoder import load_encoder
-from lmjax.search.embed import Embedder
-from lmjax.search.index import Index
-from lmjax.search.sets import Document
 
-rng, folder, encoder = random.Random(int(sys.argv[1])), Path(sys.argv[2]), sys.argv[3]
-with Index(folder, Embedder(load_encoder(encoder)), encoder) as index:
-  print('open', flush=True)
-  while True:
-    posts = [Document(f'p{{rng.randrange(400)}}', ' '.join(rng.sample({WORDS!r}, 4))) for _ in range(16)]
-    index.add(posts)
-    index.delete([f'p{{rng.randrange(400)}}' for _ in range(8)])
-    if rng.random() < 0.2:
-      index.compact()
-    print('done', index.store.seq, flush=True)
-"""
-
-
-def _kill(seed, folder, encoder):
-  """The last place in the journal that a child said it had reached before it was killed."""
+def _kill(seed, folder, encoder, programs):
+  """The last place in the journal that a process said it had reached before it was killed."""
   rng = random.Random(seed)
-  command = [sys.executable, '-c', _CHILD, str(seed), str(folder), encoder]
-  child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-  assert child.stdout is not None
-  lines = [child.stdout.readline() for _ in range(2 + rng.randrange(4))]
-  time.sleep(rng.uniform(0.0, 0.1))
-  child.kill()
-  lines += child.communicate()[0].splitlines()
-  assert child.returncode == -signal.SIGKILL
-  return max(int(line.split()[1]) for line in lines if line.startswith('done'))
+  process, told = index_writer.start(folder, encoder, seed, programs)
+  try:
+    said = [told.recv() for _ in range(2 + rng.randrange(4))]
+    time.sleep(rng.uniform(0.0, 0.1))
+  finally:
+    process.kill()
+    process.join()
+  with contextlib.suppress(EOFError):  # it comes after all that was said
+    while True:
+      said.append(told.recv())
+  assert process.exitcode == -signal.SIGKILL
+  return max(seq for seq in said if seq != 'open')
 
 
 def _check(folder, embedder, encoder, completed):
@@ -68,9 +50,9 @@ def _check(folder, embedder, encoder, completed):
   searcher.close()
 
 
-@pytest.mark.parametrize('kills', [1, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('kills', [1, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.long])])
 def test_after_a_kill_at_any_moment_the_index_is_what_its_journal_says(tmp_path, kills):
   encoder = str(write_encoder(tmp_path / 'bert'))
   embedder, folder = Embedder(load_encoder(encoder)), tmp_path / 'index'
   for seed in range(kills):
-    _check(folder, embedder, encoder, _kill(seed, folder, encoder))
+    _check(folder, embedder, encoder, _kill(seed, folder, encoder, tmp_path / 'programs'))
