@@ -2,13 +2,15 @@
 
     audit/0.jsonl, audit/1.jsonl, ...   one file a process, of all its starts
 
-A line is about a batch, `{"step", "rows": {row: SHA-256}, "bytes_read"}`, or about the parameters,
-`{"step", "event": "restored" or "saved", "parameters_sha256"}`.
+A line is about a batch, `{"step", "rows": {row: SHA-256}, "bytes_read"}`, about the parameters,
+`{"step", "event": "restored" or "saved", "parameters_sha256"}`, or about the step that a run which was
+told to stop would have taken next, `{"step", "event": "next", "loss", "gradient_norm"}`: what a start
+in another layout has to come to.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,11 @@ class Audit:
       sha256 = tree.sha256(tree.stack(params))
       self._write({'step': step, 'event': event, 'parameters_sha256': sha256})
 
+  def next(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
+    """Notes what `step` gave, which was taken after the last save and is not kept."""
+    numbers = {name: float(metrics[name]) for name in ('loss', 'gradient_norm')}
+    self._write({'step': step, 'event': 'next', **numbers})
+
   def _write(self, line: dict[str, Any]) -> None:
     assert self._path
     with self._path.open('a', encoding='utf-8') as file:
@@ -76,6 +83,11 @@ def read_params(workdir: Path, event: str) -> dict[int, set[str]]:
     if line.get('event') == event:
       found.setdefault(line['step'], set()).add(line['parameters_sha256'])
   return found
+
+
+def read_next(workdir: Path) -> dict[int, dict[str, Any]]:
+  """step -> what it gave where it was taken after a stop and not kept, the last time that it was."""
+  return {line['step']: line for line in _lines(workdir) if line.get('event') == 'next'}
 
 
 def _lines(workdir: Path) -> Iterator[dict[str, Any]]:

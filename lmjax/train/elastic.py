@@ -119,7 +119,7 @@ class Elastic(Task):
   def _drive(
     self, start: Callable[..., '_Start'], layouts: list[Layout], run: Path
   ) -> list[dict[str, Any]]:
-    """Runs every layout in turn; at each arrow the old one also takes a step more, in a copy."""
+    """Runs every layout in turn; at each arrow the old one also takes a step more, for the audit."""
     arrows: list[dict[str, Any]] = []
     for number, layout in enumerate(layouts):
       goal = self.steps * (number + 1) // len(layouts)
@@ -135,10 +135,8 @@ class Elastic(Task):
       else:
         start(layout, run).stop_after(goal)
       step = len(_metrics(run))
-      before = run.with_name(f'before_{step}')
-      shutil.copytree(run, before)
-      start(layout, before).kill_after(step + 1)
-      arrows.append({'step': step, 'processes': layout.processes, 'old': _metrics(before)[step]})
+      old = audit.read_next(run)[step + 1]
+      arrows.append({'step': step, 'processes': layout.processes, 'old': old})
     for arrow in arrows:
       arrow['new'] = _metrics(run)[arrow['step']]
     return arrows
@@ -239,11 +237,6 @@ class _Start:
     self._wait_for(step)
     self._processes[-1].send_signal(signal.SIGTERM)
     self._end((_SAVED,))
-
-  def kill_after(self, step: int) -> None:
-    """Kills every process once `step` was taken."""
-    self._wait_for(step)
-    self._kill()
 
   def _wait_for(self, step: int) -> None:
     deadline = time.monotonic() + _TIMEOUT

@@ -157,6 +157,12 @@ class Job:
       compiled = compile_lowered(lowered, self.preset.compiler_options)
     return join_frozen(lambda *given: compiled(*given, *agreement.flags()), work.complete)
 
+  def audit_next(self, train_step: Callable, state: TrainState, step: int) -> None:
+    """Takes the step after a stop as well, for an audit alone; `state` is given up to it."""
+    if self.task.audit and self.guard.stops and step < self.task.steps:
+      (batch,) = self.feed.batches(step, step + 1)
+      self.audit.next(step + 1, train_step(state, batch)[1])
+
   def loop(self, train_step: Callable, first: int) -> Loop:
     """The loop on from step `first`, which saves, evaluates and stops as the task says."""
     self.guard.defer()

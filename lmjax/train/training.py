@@ -44,7 +44,9 @@ class Training(Task):
   writers: Writers = part(Writers(), 'Where metrics go.', run=True)
   evaluate_every: int = leaf(200, 'Steps between evaluations on held-out data.', low=1, run=True)
   audit: bool = leaf(
-    False, 'Write hashes of all rows read and parameters saved to audit/.', run=True
+    False,
+    'Write to audit/ hashes of all rows read and parameters saved, and the step after a stop.',
+    run=True,
   )
   profile_steps: str = leaf(
     '', 'FIRST:LAST, steps to write a profiler trace of; empty = none.', run=True
@@ -84,6 +86,7 @@ class Training(Task):
       with jax.set_mesh(job.mesh):
         train_step = job.compile_step(state)
         state, step = job.loop(train_step, first).run(state, batches, first, self.last_step)
+        job.audit_next(train_step, state, step)
       job.close()
       guard.release(f'saved at step {step:,}; run the same command to go on')
       return job.work.conclude(job, state, step)

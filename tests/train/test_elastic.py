@@ -11,6 +11,7 @@ from lmjax.train.elastic import Elastic
 @pytest.mark.long
 def test_a_run_that_changes_its_processes_and_mesh_is_the_run_that_does_not(tmp_path, monkeypatch):
   monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
+  monkeypatch.setenv('JAX_SHARE_BINARY_BETWEEN_HOSTS', 'true')  # one process of a start compiles
   elastic = Elastic()
   report = elastic.run(tmp_path)
   assert report['ok']
