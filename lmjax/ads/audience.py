@@ -31,13 +31,17 @@ class Taxonomy(NamedTuple):
     """
     found = {f'interest:{_group(text, self.interests)}' for text in audience.interests}
     if audience.style:
-      found.add(f'style:{_group(audience.style, self.styles)}')
+      found.add(f'style:{self.style_of(audience)}')
     for name in ('age', 'price'):
       if getattr(audience, name) != 'any':
         found.add(f'{name}:{getattr(audience, name)}')
     if audience.locale not in ('', 'any'):
       found.add(f'locale:{audience.locale.replace("_", "-").casefold()}')
     return tuple(sorted(found))
+
+  def style_of(self, audience: Audience) -> str:
+    """The group of styles that an audience's is of, 'other' where it has none that is known."""
+    return _group(audience.style, self.styles)
 
 
 @functools.cache

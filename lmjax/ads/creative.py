@@ -5,6 +5,7 @@ there with its unit and what qualifies it, a negation with what it denies.
 """
 
 import functools
+import itertools
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -108,9 +109,16 @@ def source_of(brief: Brief) -> str:
 
 @functools.cache
 def vocabulary() -> dict[str, Any]:
-  """words.json, `neutral` as one tuple of words."""
+  """words.json, `neutral` as one tuple of words; its wordings are `plain`, and those of voices beside them."""
   data = json.loads(_DATA.read_text(encoding='utf-8'))
-  return {**data, 'neutral': tuple(dict.fromkeys(' '.join(data['neutral']).split()))}
+  plain = {kind: data[kind] for kind in ('headlines', 'sentences', 'actions')}
+  voices = data['voices'].values()
+  spoken = {
+    kind: [*texts, *itertools.chain(*(voice[kind] for voice in voices))]
+    for kind, texts in plain.items()
+  }
+  neutral = tuple(dict.fromkeys(' '.join(data['neutral']).split()))
+  return {**data, 'neutral': neutral, 'plain': plain, **spoken}
 
 
 def _figures(text: str) -> dict[tuple[str, ...], str]:

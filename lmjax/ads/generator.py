@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -44,12 +44,18 @@ def goods() -> Mapping[str, Mapping[str, list[list[str]]]]:
   return json.loads(_DATA.read_text(encoding='utf-8'))
 
 
-def make_samples(count: int, seed: int) -> list[Sample]:
-  """`count` briefs, each group of interests as often as the others, no product twice before all have been."""
+def make_samples(
+  count: int, seed: int, part: Literal['all', 'taught', 'kept'] = 'all'
+) -> list[Sample]:
+  """`count` briefs, each group of interests as often as the others, no product twice before all have been.
+
+  `part`: of each group all products, those that copy is taught of, or the last, which is kept from that.
+  """
   random = np.random.default_rng((seed, 9))
   taxonomy, groups = load_taxonomy(), list(goods())
   styles = list(taxonomy.styles)
-  turns = {group: random.permutation(list(goods()[group])) for group in groups}
+  parts = {'all': slice(None), 'taught': slice(-1), 'kept': slice(-1, None)}
+  turns = {group: random.permutation(list(goods()[group])[parts[part]]) for group in groups}
   found = []
   for number in range(count):
     turn, place = divmod(number, len(groups))

@@ -91,19 +91,29 @@ def read_copy(pieces: Sequence[Piece | Ended]) -> tuple[Copy, float] | None:
 
 
 def copy_messages(brief: Brief, limits: Limits) -> list[dict[str, str]]:
-  """What a model is asked for the copy of a brief, answered in JSON."""
+  """What a model is asked for the copy of a brief, when it writes as when it learns to (`copies.py`)."""
+  audience = brief.audience
   lines = [f'Product: {brief.product}', *(f'Fact: {fact}' for fact in brief.facts)]
   lines += [f'Use the word: {word}' for word in brief.must]
-  if brief.tone:
-    lines.append(f'Tone: {brief.tone}')
-  if brief.audience.interests:
-    lines.append(f'For people who like: {", ".join(brief.audience.interests)}')
+  said = {
+    'Tone': brief.tone,
+    'For people who like': ', '.join(audience.interests),
+    'Of age': '' if audience.age == 'any' else audience.age,
+    'Of style': audience.style,
+    'Looking for prices': '' if audience.price == 'any' else audience.price,
+  }
+  lines += [f'{name}: {words}' for name, words in said.items() if words]
   system = (
-    'You write short, friendly advertisements. You use only the facts that you are given. You answer '
-    f'with JSON: a headline of at most {limits.headline} characters that makes people curious, a body of '
-    f'at most {limits.body} characters that says the facts in whole sentences, and a call to action.'
+    'You write short advertisements for the people named, of the facts given alone. You answer with '
+    f'JSON: a headline of at most {limits.headline} characters, a body of at most {limits.body} '
+    'characters, and a call to action.'
   )
   return [{'role': 'system', 'content': system}, {'role': 'user', 'content': '\n'.join(lines)}]
+
+
+def answer_of(copy: Copy) -> str:
+  """A copy as the grammar has a model answer it, which `read_copy` reads."""
+  return json.dumps(copy._asdict(), ensure_ascii=False, separators=(',', ':'))
 
 
 class Plan(NamedTuple):
@@ -199,7 +209,7 @@ def _filled(frames: Sequence[str], product: str, facts: Sequence[str]) -> list[s
   name = _clean(product)
   found = []
   for frame in frames:
-    if len(re.findall(r'{[Ff]act}', frame)) == len(facts):
+    if _slots(frame) == len(facts):
       rest = iter(facts)
       fill = {'{product}': lambda: name, '{Product}': lambda: _upper(name)}
       fill |= {
@@ -210,18 +220,37 @@ def _filled(frames: Sequence[str], product: str, facts: Sequence[str]) -> list[s
   return found
 
 
+def _slots(frame: str) -> int:
+  """How many facts a wording has room for."""
+  return len(re.findall(r'{[Ff]act}', frame))
+
+
 def draw_copies(
   brief: Brief, limits: Limits, count: int, random: np.random.Generator
 ) -> list[Copy]:
-  """`count` copies without a model: every choice that the grammar leaves is as likely as another."""
-  words, found = vocabulary(), []
-  pick = lambda texts: texts[random.integers(len(texts))]
-  for _ in range(count):
-    plan = plan_copy(brief, limits, random)
-    head = pick(_filled(words['headlines'], brief.product, plan.head))
-    body = [pick(_filled(words['sentences'], brief.product, one)) for one in plan.sentences]
-    found.append(Copy(head, ' '.join(body), pick(words['actions'])))
-  return found
+  """`count` copies without a model: the choices that the grammar leaves are drawn, no wording twice in a body."""
+  draw = lambda: word_copy(brief, plan_copy(brief, limits, random), random)
+  return [draw() for _ in range(count)]
+
+
+def word_copy(brief: Brief, plan: Plan, random: np.random.Generator, voice: str = '') -> Copy:
+  """A plan in wordings drawn at random, of any length: all that there are, or a voice's.
+
+  A voice has its own headlines and actions, and sentences beside the plain ones.
+  """
+  words, used = vocabulary(), set()
+  own = words['voices'][voice] if voice else words
+  sentences = [*words['plain']['sentences'], *own['sentences']] if voice else own['sentences']
+
+  def say(frames: Sequence[str], facts: Sequence[str]) -> str:
+    fitting = [frame for frame in frames if _slots(frame) == len(facts)]
+    left = [frame for frame in fitting if frame not in used] or fitting
+    used.add(frame := left[random.integers(len(left))])
+    return _filled([frame], brief.product, facts)[0]
+
+  head = say(own['headlines'], plan.head)
+  body = ' '.join(say(sentences, facts) for facts in plan.sentences)
+  return Copy(head, body, own['actions'][random.integers(len(own['actions']))])
 
 
 def _clean(text: str) -> str:

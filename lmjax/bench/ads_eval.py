@@ -4,7 +4,7 @@ Encoders are search's, which `ads` does not import: hence it stands here. S text
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ import numpy as np
 
 from lmjax.ads.audience import load_taxonomy
 from lmjax.ads.brief import Brief
+from lmjax.ads.copies import voice_of
+from lmjax.ads.creative import Copy, vocabulary
 from lmjax.ads.evaluate import JUDGED, measure_blocks, read_briefs
 from lmjax.ads.generator import Sample, count_slot_errors, make_samples
 from lmjax.ads.maker import TEMPLATE, TRIES, Candidate, Maker, Making, limits_for
@@ -45,6 +47,9 @@ from lmjax.models.classifier import NgramHash
 from lmjax.search.embed import Embedder
 
 PICTURES = 'emoji_flow'
+_TEXT = (
+  'slot_error', 'audience_accuracy', 'chance', 'self_bleu', 'preferred_over_template', 'in_voice',
+)  # fmt: skip
 _FIGURES = (
   'nearest_seen', 'nearest_unseen_tone', 'tone_unseen', 'category_held_out', 'judge_real', 'seconds_per_image',
 )  # fmt: skip
@@ -59,7 +64,9 @@ class AdsEval(Task):
     DEFAULT, 'What writes the copy, as any --checkpoint; empty: no figures of text.'
   )
   briefs: str = leaf('', 'JSONL, a brief and the label of its audience a line; empty: made up.')
-  count: int = leaf(16, 'Briefs that are made up.', low=2, high=1000)
+  count: int = leaf(
+    16, 'Briefs that are made up, of products that no copy is taught of.', low=2, high=1000
+  )
   candidates: int = leaf(4, 'Copies of a brief that are kept.', low=2, high=64)
   audience_texts: str = leaf(
     '', 'JSONL, text and label: real texts of each audience; empty: passages of an asset.'
@@ -91,12 +98,12 @@ class AdsEval(Task):
     return {**report, 'notes': notes}
 
   def _text(self, workdir: Path, notes: dict[str, str]) -> dict[str, float | None]:
-    names = ('slot_error', 'audience_accuracy', 'chance', 'self_bleu', 'preferred_over_template')
     if not self.checkpoint:
       notes['text'] = 'no --checkpoint writes copy'
-      return dict.fromkeys(names)
+      return dict.fromkeys(_TEXT)
     judge, samples = self._audiences(notes), self._samples()
-    written = self._write([accept_brief(one.brief) for one in samples], workdir)
+    briefs = [accept_brief(one.brief) for one in samples]
+    written = self._write(briefs, workdir)
     best = [copies[0].copy if copies else None for copies, _ in written]
     slots = sum(len(one.brief['facts']) for one in samples)
     errors = sum(
@@ -113,11 +120,13 @@ class AdsEval(Task):
     mean = lambda values: float(np.mean(values)) if len(values) else None
     found = (errors / slots if slots else None, mean(right), 1 / len(judge.names), mean(overlaps))
     preferred = self._preferred(samples, written, notes)
-    return dict(zip(names, (*found, preferred), strict=True))
+    spoken = zip(briefs, (copies for copies, _ in written), strict=True)
+    in_voice = _in_voice((brief, one.copy) for brief, copies in spoken for one in copies)
+    return dict(zip(_TEXT, (*found, preferred, mean(in_voice)), strict=True))
 
   def _samples(self) -> list[Sample]:
     if not self.briefs:
-      return make_samples(self.count, self.seed)
+      return make_samples(self.count, self.seed, 'kept')
     found = []
     for number, line in numbered_lines('briefs', self.briefs):
       try:
@@ -228,6 +237,13 @@ class AdsEval(Task):
       'a fifth of prompts of an asset, posts and passages of others: their subjects differ, which flatters'
     )
     return measure_review(own_S[held], model.is_harmful(pick(held)))['macro_f1']
+
+
+def _in_voice(copies: Iterable[tuple[Brief, Copy]]) -> list[bool]:
+  """Of each copy for a style that has a voice (`copies.py`), whether its action is one of that voice's."""
+  told = ((voice_of(brief), copy) for brief, copy in copies)
+  voices = vocabulary()['voices']
+  return [copy.action in voices[voice]['actions'] for voice, copy in told if voice]
 
 
 def _told(model: Classifier, paths: Sequence[str], positive: Sequence[str]) -> float:

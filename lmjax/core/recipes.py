@@ -13,7 +13,7 @@ from lmjax.core import config, registry
 from lmjax.core.assets import cache_folder
 from lmjax.core.task import opened, write_report
 
-RECIPES = ('arithmetic_base', 'emoji_flow')
+RECIPES = ('ads_copy_sft', 'arithmetic_base', 'emoji_flow')
 
 
 def ready(name: str) -> Path:

@@ -11,7 +11,7 @@ Each row becomes a conversation or is counted under the reason why not. Knows no
 import collections
 import itertools
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,17 +38,28 @@ _ROLES = {
 _KNOWN_ROLES = ('system', 'developer', 'user', 'assistant', 'tool')
 
 
-class Chats(Config):
+class Conversations(Config):
+  """Base of what rows of conversations, or of pairs of answers, come from."""
+
+  most_rows: int | None = leaf(None, 'The first of the rows that are used; none: all.', low=2)
+  held_out: float = leaf(0.1, 'Share of the rows that are held out.', above=0.0, high=0.5)
+
+  def rows(self) -> list[formats.Row]:
+    """Every row, broken ones too."""
+    return list(itertools.islice(self._every(), self.most_rows))
+
+  def _every(self) -> Iterator[formats.Row]:
+    raise NotImplementedError
+
+
+class Chats(Conversations):
   """Where conversations are, and how many of them are held out."""
 
   chats: str = leaf(
     '', 'An asset, or a file or glob with rows of messages, ShareGPT, Alpaca or questions.'
   )
-  most_rows: int | None = leaf(None, 'The first of the rows that are used; none: all.', low=2)
-  held_out: float = leaf(0.1, 'Share of the rows that are held out.', above=0.0, high=0.5)
 
-  def rows(self) -> list[formats.Row]:
-    """Every row of the files, broken ones too."""
+  def _every(self) -> Iterator[formats.Row]:
     need('chats', self.chats, 'FILE.jsonl, conversations')
     known = assets.of_kind('chats')
     paths = [str(assets.fetch(self.chats))] if self.chats in known else files.matches(self.chats)
@@ -57,8 +68,8 @@ class Chats(Config):
         f'--chats={self.chats}: there is no such file: pass a file, a glob or one of the assets '
         f'{", ".join(known)}'
       )
-    every = (row for path in paths for row in formats.read_rows(path, formats.look(path)))
-    return list(itertools.islice(every, self.most_rows))
+    for path in paths:
+      yield from formats.read_rows(path, formats.look(path))
 
 
 class Conversation(NamedTuple):
@@ -108,7 +119,7 @@ def sort_rows(rows: Iterable[formats.Row], make: Callable[[Any], Any], share: fl
       dropped[str(reason)] += 1
   if len(made) < 2:
     reasons = ', '.join(f'{count:,} {reason}' for reason, count in dropped.items()) or 'no rows'
-    raise UserError(f'of the rows of --chats {len(made)} can be used, 2 are needed: {reasons}')
+    raise UserError(f'{len(made)} of the rows can be used, 2 are needed: {reasons}: pass others')
   count = min(len(made) - 1, max(1, round(share * len(made))))
   order = permutation(len(made), 'held out', 0)
   chosen = {int(order[place]) for place in range(count)}

@@ -16,7 +16,7 @@ from lmjax.core.config import part
 from lmjax.core.errors import UserError
 from lmjax.core.task import Report
 from lmjax.core.types import Params
-from lmjax.data.conversations import Chats, sort_rows
+from lmjax.data.conversations import Chats, Conversations, sort_rows
 from lmjax.data.loader import Rows
 from lmjax.data.preference import Pair, PairBatch, encode_pair, lay_pairs
 from lmjax.objectives.preference import BradleyTerry, Preference, answer_logprobs, rewards
@@ -31,7 +31,7 @@ from lmjax.train.tune_chat import counts_text
 class Prefer(Tune):
   """Goes on from a model with pairs of answers, until it finds the preferred ones likelier."""
 
-  source: Chats = part(Chats(), 'Pairs to learn from.', inline=True)
+  source: Conversations = part(Chats(), 'Pairs to learn from.', inline=True)
   objective: Preference = part(Preference(), 'How it learns from them.')
 
   def __post_init__(self) -> None:
@@ -49,7 +49,7 @@ class Prefer(Tune):
 class TrainReward(Tune):
   """Makes a model of rewards of a language model: LoRA and a vector, from pairs of answers."""
 
-  source: Chats = part(Chats(), 'Pairs to learn from.', inline=True)
+  source: Conversations = part(Chats(), 'Pairs to learn from.', inline=True)
   objective: BradleyTerry = part(BradleyTerry(), 'How it learns from them.')
   lora: Lora = part(Lora(), 'The terms of low rank that are trained beside its matrices.')
 

@@ -12,7 +12,7 @@ from lmjax.core.config import leaf, part
 from lmjax.core.task import Report
 from lmjax.core.types import Batch
 from lmjax.data import packing
-from lmjax.data.conversations import Chats, encode_chat, lay, pack, sort_rows
+from lmjax.data.conversations import Chats, Conversations, encode_chat, lay, pack, sort_rows
 from lmjax.data.loader import Rows
 from lmjax.data.prepare import prepare_all
 from lmjax.data.sources import Posts
@@ -29,7 +29,7 @@ from lmjax.train.tune import Tune, Tuning
 class TuneChat(Tune):
   """Goes on from a model with conversations, of which it learns what the assistant says."""
 
-  source: Chats = part(Chats(), 'Conversations to learn from.', inline=True)
+  source: Conversations = part(Chats(), 'Conversations to learn from.', inline=True)
   objective: Language = part(Language(), 'What it is trained for.')
 
   def open(self, mesh: jax.sharding.Mesh, preset: Preset) -> 'TuningChat':

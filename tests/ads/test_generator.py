@@ -33,6 +33,13 @@ def test_briefs_are_the_same_for_a_seed_and_of_every_group_alike():
     assert set(accept_brief(one.brief).facts).isdisjoint(one.others)
 
 
+def test_products_that_copy_is_taught_of_are_not_those_it_is_measured_on():
+  taught, kept = (make_samples(64, 0, part) for part in ('taught', 'kept'))
+  products = [{one.brief['product'] for one in samples} for samples in (taught, kept)]
+  assert [len(one) for one in products] == [32, 16]
+  assert products[0].isdisjoint(products[1])
+
+
 @pytest.mark.parametrize(
   ('text', 'errors'),
   [

@@ -99,6 +99,8 @@ def test_a_model_is_held_to_the_briefs_words():
     for facts in ((), brief.facts[:1], brief.facts[1:]):
       for text in _filled(vocabulary()[name], brief.product, facts):
         assert find_problems(brief, Copy(text, '', 'See more'), wide) == []
+  for action in vocabulary()['actions']:
+    assert find_problems(brief, Copy('Oat bread', '', action), wide) == []
   for body in (
     'Oat bread cures you.',
     'Oat bread for 3 euros.',

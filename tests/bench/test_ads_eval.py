@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from small_encoder import write_encoder
 
+from lmjax.ads.brief import parse_brief
+from lmjax.ads.creative import Copy
 from lmjax.ads.review import Classifier
-from lmjax.bench.ads_eval import AdsEval
+from lmjax.bench.ads_eval import AdsEval, _in_voice
 from lmjax.bench.ads_judges import AudienceJudge, self_bleu
 from lmjax.core.errors import UserError
 from lmjax.interop.encoder import load_encoder
@@ -38,6 +40,17 @@ def test_self_bleu_is_of_repetition():
   assert self_bleu([same, other]) < 0.1
 
 
+def test_a_copy_is_in_the_voice_of_its_style_by_its_action():
+  brief = lambda style: parse_brief({'product': 'Lamp', 'audience': {'style': style}})
+  say = lambda action: Copy('Lamp', 'Make it yours.', action)
+  copies = [
+    (brief('fun'), say('Go on, look!')),
+    (brief('fun'), say('Take it')),
+    (brief(''), say('Look')),
+  ]
+  assert _in_voice(copies) == [True, False]
+
+
 def test_a_report_without_models_has_the_review_alone(tmp_path):
   rows = [{'text': text, 'label': text[:3]} for text in ('bad one', 'fine one')]
   texts = write_rows(tmp_path / 'texts.jsonl', rows)
@@ -47,7 +60,8 @@ def test_a_report_without_models_has_the_review_alone(tmp_path):
   report = AdsEval(checkpoint='', pictures='', **given).run(tmp_path)
   assert set(report) == {'text', 'images', 'review', 'notes'}
   assert set(report['text']) == {
-    *('slot_error', 'audience_accuracy', 'chance', 'self_bleu', 'preferred_over_template')
+    *('slot_error', 'audience_accuracy', 'chance', 'self_bleu', 'preferred_over_template'),
+    'in_voice',
   }
   assert set(report['images']) == {
     *('nearest_seen', 'nearest_unseen_tone', 'tone_unseen', 'category_held_out', 'judge_real'),
