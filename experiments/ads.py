@@ -32,14 +32,14 @@ def ads_studio() -> Studio:
 def ads_copy_sft() -> TuneChat:
   """Teach SmolLM2-135M, with LoRA, to write the copy of a brief for its audience: [--source=FILE]."""
   return TuneChat(
-    steps=48,
-    batch=2,
+    steps=96,
+    batch=1,
     length=544,
     source=Copies(made=360, held_out=0.08),
     lora=Lora(rank=16, alpha=32.0),
     objective=Language(chunk=64),
     optimizer=AdamW(peak_lr=1e-3, weight_decay=0.0, schedule=_DECAY),
-    checkpoint=Checkpoint(every_steps=24, keep_latest=1),
+    checkpoint=Checkpoint(every_steps=48, keep_latest=1),
     evaluate_every=1000,
   )
 
