@@ -27,7 +27,7 @@ def look() -> list[dict[str, Any]]:
 
 
 def measure(
-  device: jax.Device, *, width: int = _WIDTH, size: int = _BYTES, interpret: bool = False
+  device: Any, *, width: int = _WIDTH, size: int = _BYTES, interpret: bool = False
 ) -> dict[str, Any]:
   """How fast `device` is, and how far our kernels on it are from their references.
 
