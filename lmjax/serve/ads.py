@@ -286,9 +286,12 @@ async def _draw(
   prompt = await run_in_threadpool(service.encode_chat, copy_messages(brief, limits))
   most = service.room(len(prompt), TOKENS, 'brief')
   grammars = await run_in_threadpool(copy_grammars, service.grammars, brief, limits, count, seed)
-  owner, seconds = key_of(http.scope).name, service.limits.timeout_seconds
+  key, seconds = key_of(http.scope), service.limits.timeout_seconds
   asks = [
-    Ask(prompt, most, Settings(SAMPLER, seed, i, constraint=one), (), (), owner, 0, seconds, one)
+    Ask(
+      *(prompt, most, Settings(SAMPLER, seed, i, constraint=one), (), ()),
+      *(key.name, key.priority, seconds, one, http.scope['state']['audit']['request']),
+    )
     for i, one in enumerate(grammars)
   ]
   pieces: list[list[Piece | Ended]] = [[] for _ in asks]

@@ -160,7 +160,8 @@ class _Chat:
   def _read(self, text: str) -> tuple[str | None, list[dict[str, Any]]]:
     if not self._tools:
       return text, []
-    return read_calls(text, [tool.function.name for tool in self._tools])
+    said, calls = read_calls(text, [tool.function.name for tool in self._tools])
+    return said, calls[:1] if self._body.parallel_tool_calls is False else calls
 
   def _chunk(
     self, number: int, delta: dict[str, Any], reason: str | None, drawn: list[Drawn]

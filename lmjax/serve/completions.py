@@ -25,6 +25,10 @@ def completion_routes(service: Service) -> APIRouter:
   async def create_completion(body: CompletionRequest, http: Request) -> Any:
     """Continues texts, given as text or as token ids."""
     service.check(body.model)
+    if body.echo and body.logprobs is not None:
+      raise ApiError(
+        400, 'echo has no logprobs, which are of added tokens alone: send one', param='echo'
+      )
     entry = http.scope['state']['audit']
     entry |= {'model': body.model, 'asked': body.prompt}
     prompts = await run_in_threadpool(read_prompts, service, body.prompt, 'prompt')

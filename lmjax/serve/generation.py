@@ -63,12 +63,14 @@ def make_asks(
   alternatives: int = 0,
   grammar: Grammar | None = None,
 ) -> list[Ask]:
-  """n asks for every prompt, in the order of the answers."""
+  """n asks for every prompt, in the order of the answers; ApiError where they cannot be."""
+  if body.stream_options is not None and not body.stream:
+    raise ApiError(400, 'stream_options needs stream: send stream=true', param='stream_options')
   seed = secrets.randbits(32) if body.seed is None else body.seed % SEEDS
   sampler, n = read_sampler(body, service.sampler), body.n or 1
   bias = _read_bias(body.logit_bias or {}, service.tokenizer.vocab)
   stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
-  owner, most = key_of(http.scope).name, service.limits.timeout_seconds
+  key, most = key_of(http.scope), service.limits.timeout_seconds
   asks = []
   for number, prompt in enumerate([prompt for prompt in prompts for _ in range(n)]):
     mine = grammar if grammar is None or number == 0 else grammar.fresh()
@@ -90,8 +92,8 @@ def make_asks(
         settings,
         stops,
         body.stop_token_ids or [],
-        owner,
-        body.priority or 0,
+        key.name,
+        key.priority + (body.priority or 0),
         min(most, body.timeout_seconds or most),
         mine,
         http.scope['state']['audit']['request'],
@@ -150,14 +152,14 @@ class Shown:
     count = len(answers.requests)
     self._texts, self._shown = [''] * count, [0] * count
     self._drawn: list[list[Drawn]] = [[] for _ in range(count)]
-    self._usages: list[Usage] = []
+    self._usages: dict[int, Usage] = {}
     self._refused: set[int] = set()
 
   async def parts(self) -> AsyncIterator[Part]:
     """Raises ApiError where one is not done in time, Gone where nobody listens."""
     async for number, event in self._answers.events():
       if isinstance(event, Ended):
-        self._usages.append(event.usage)
+        self._usages[number] = event.usage
         reason = 'content_filter' if number in self._refused else event.reason
         self._check(number, reason)
         if number not in self._refused:
@@ -171,21 +173,24 @@ class Shown:
 
   @property
   def usage(self) -> dict[str, Any]:
-    """In OpenAI's shape; a prompt counts once for each of its answers."""
-    prompt, added = sum(u.prompt for u in self._usages), sum(u.added for u in self._usages)
-    reused = sum(usage.reused for usage in self._usages)
+    """In OpenAI's shape; a prompt counts once, however many answers it has."""
+    settings = [request.settings for request in self._answers.requests]
+    firsts = [usage for number, usage in self._usages.items() if settings[number].choice == 0]
+    prompt = sum(usage.prompt for usage in firsts)
+    added = sum(usage.added for usage in self._usages.values())
     return {
       'prompt_tokens': prompt,
       'completion_tokens': added,
       'total_tokens': prompt + added,
-      'prompt_tokens_details': {'cached_tokens': reused},
+      'prompt_tokens_details': {'cached_tokens': sum(usage.reused for usage in firsts)},
     }
 
   def _check(self, number: int, reason: str) -> None:
     self._entry.setdefault('reasons', []).append(reason)
     self._entry.setdefault('answered', []).append(self._texts[number])
-    self._entry['prompt_tokens'] = sum(usage.prompt for usage in self._usages)
-    self._entry['tokens'] = sum(usage.added for usage in self._usages)
+    usage = self.usage
+    self._entry['prompt_tokens'] = usage['prompt_tokens']
+    self._entry['tokens'] = usage['completion_tokens']
     if reason == 'deadline':
       raise ApiError(
         408, 'not done before its deadline: ask for fewer tokens, or later', code='timeout'

@@ -1,7 +1,7 @@
 """Who may ask, and how much: API keys as hashes, each with its own rate and number at a time.
 
 A key is 32 random bytes, so one SHA-256 of it is as good as a slow hash. The file holds a JSON object a
-line: `{"name": "ada", "sha256": "...", "requests_per_minute": 60, "concurrent": 4}`.
+line: `{"name": "ada", "sha256": "...", "requests_per_minute": 60, "concurrent": 4, "priority": -1}`.
 """
 
 import hashlib
@@ -25,10 +25,16 @@ _MOST_OWNERS = 10_000  # of whom the rate is remembered
 
 
 class Key(NamedTuple):
+  """Whose it is and what he may.
+
+  priority: of his requests, lower ones first; they may give way to others, and never go before.
+  """
+
   name: str
   sha256: str
   requests_per_minute: int | None = None
   concurrent: int | None = None
+  priority: int = 0
 
 
 class Keys:
@@ -140,6 +146,8 @@ def _read_key(line: str, where: str) -> Key:
     raise UserError(f'{where}: sha256 is not 64 hexadecimal digits: store the hash, not the key')
   if any(n is not None and (type(n) is not int or n < 1) for n in numbers):
     raise UserError(f'{where}: requests_per_minute and concurrent are integers of 1 or more')
+  if type(key.priority) is not int:
+    raise UserError(f'{where}: priority is an integer, lower ones first, and 0 without it')
   return key
 
 

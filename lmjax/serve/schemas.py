@@ -48,6 +48,10 @@ class Message(Strict):
   tool_calls: list[ToolCall] | None = None
   tool_call_id: Text | None = None
   refusal: Text | None = None
+  # Which OpenAI's client adds to an answer that is sent back.
+  annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+  audio: None = None
+  function_call: None = None
 
 
 class FunctionOffer(Strict):
@@ -128,7 +132,9 @@ class Generation(Strict):
   min_p: float | None = Field(None, ge=0, le=1, description='0: no limit.')
   repetition_penalty: float | None = Field(None, gt=0, le=10)
   stop_token_ids: list[int] | None = Field(None, max_length=64)
-  priority: int | None = Field(None, ge=-100, le=100)
+  priority: int | None = Field(
+    None, ge=0, le=100, description="How far behind others it may wait, on top of its key's."
+  )
   timeout_seconds: float | None = Field(None, gt=0, le=3600)
 
 

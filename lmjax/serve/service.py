@@ -209,7 +209,7 @@ class Service:
     """Begins answers.
 
     Raises:
-      ApiError: 429, there is no room for them now, or 400, there never is for so many.
+      ApiError: 429, there is no room for them now, 400, there never is for so many, or 503.
     """
     most = self.batching.queue
     if len(asks) > most:

@@ -23,7 +23,7 @@ def state_routes(service: Service) -> APIRouter:
     """The models that may be asked for."""
     return reply({'object': 'list', 'data': [card()]})
 
-  @router.get('/v1/models/{model}', response_model=ModelCard, responses=REFUSALS)
+  @router.get('/v1/models/{model:path}', response_model=ModelCard, responses=REFUSALS)
   async def retrieve_model(model: str) -> Any:
     """One of them."""
     if model != service.name:

@@ -32,9 +32,8 @@ def test_a_stream_says_what_the_whole_answer_does(client):
     assert mine[0].delta.role == 'assistant'
     assert [c.finish_reason for c in mine if c.finish_reason] == [choice.finish_reason]
   assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens <= 24
-  assert whole.usage.prompt_tokens == 2 * len(TOKENIZER.encode('user\nhello')) + 2 * 3 + 2 * len(
-    TOKENIZER.encode('assistant\n')
-  )
+  said = [TOKENIZER.encode(text) for text in ('user\nhello', 'assistant\n')]
+  assert whole.usage.prompt_tokens == sum(map(len, said)) + 3  # once, and its control tokens
   assert whole.choices[0].message.content != whole.choices[1].message.content
 
 
@@ -139,6 +138,11 @@ def test_a_prompt_that_was_read_before_is_not_read_again(client):
   assert second.prompt_tokens_details.cached_tokens == first.prompt_tokens // 32 * 32
 
 
+def test_what_an_answer_was_can_be_sent_back_as_the_client_has_it(client):
+  said = ask(client).choices[0].message.model_dump()
+  assert ask(client, messages=[*HELLO, said, *HELLO]).choices
+
+
 def test_embeddings_are_of_length_one_and_the_same_in_a_batch(client, service):
   texts = ['look', 'a longer text than that', TOKENIZER.encode('look').tolist()]
   alone = [client.embeddings.create(model='tiny', input=t).data[0].embedding for t in texts]
@@ -161,6 +165,8 @@ def test_embeddings_are_of_length_one_and_the_same_in_a_batch(client, service):
 def test_models_are_listed(client):
   assert [model.id for model in client.models.list()] == ['tiny']
   assert client.models.retrieve('tiny').context_length == 256
+  with pytest.raises(openai.NotFoundError, match="no model 'a/tiny'"):
+    client.models.retrieve('a/tiny')
 
 
 REFUSED = {
@@ -199,6 +205,9 @@ REFUSED = {
     None,
     ' is no token: they go from 0 to ',
   ),
+  'top_p': ({'top_p': 0}, 400, 'invalid_value', 'top_p: input should be greater than 0'),
+  'first': ({'extra_body': {'priority': -1}}, 400, 'invalid_value', 'priority: .* equal to 0'),
+  'unstreamed': ({'stream_options': {'include_usage': True}}, 400, None, 'send stream=true'),
   'schema': (
     {'response_format': {'type': 'regex', 'pattern': '('}},
     400,
@@ -239,6 +248,11 @@ def test_control_tokens_in_a_message_stay_text(client):
     usage.prompt_tokens
     > ask(client, messages=[{'role': 'user', 'content': 'a'}]).usage.prompt_tokens
   )
+
+
+def test_a_prompt_is_not_echoed_with_log_probabilities_that_it_has_not(client):
+  with pytest.raises(openai.BadRequestError, match='echo has no logprobs'):
+    client.completions.create(prompt='a', echo=True, logprobs=1, **SAME)
 
 
 def test_another_address_than_the_clients_needs_no_key(address):

@@ -239,8 +239,10 @@ def test_keys_are_needed_and_each_has_its_rate(tmp_path):
   with pytest.raises(UserError, match='has a key of ada already'):
     add_key(path, 'ada')
   (stored,) = read_keys(path)
-  keys = [stored._replace(requests_per_minute=2), Key('bob', hash_key('b'))]
-  with serving(make_service(), tmp_path, keys, local=False) as address:
+  keys = [stored._replace(requests_per_minute=2, priority=-3), Key('bob', hash_key('b'))]
+  service, seen = make_service(), []
+  service.engine._watch = lambda step: seen.extend(s.running.request for s in step.spans)
+  with serving(service, tmp_path, keys, local=False) as address:
     assert httpx.get(f'{address}/health', timeout=TIMEOUT).status_code == 200
     for path in ('/v1/models', '/metrics'):
       for headers in ({}, {'authorization': 'Bearer wrong'}, {'authorization': f'Basic {key}'}):
@@ -250,6 +252,7 @@ def test_keys_are_needed_and_each_has_its_rate(tmp_path):
     ada, bob = make_client(address, key), make_client(address, 'b')
     statuses = [ask(client) for client in (ada, ada, ada, bob, bob, bob)]
   assert statuses == [200, 200, 429, 200, 200, 200]
+  assert {(request.owner, request.priority) for request in seen} == {('ada', -3), ('bob', 0)}
   assert {line['key'] for line in lines(tmp_path) if line['status'] == 200} == {'ada', 'bob'}
 
 
@@ -279,6 +282,7 @@ def test_only_so_many_of_an_owner_run_at_a_time():
     ('[]', 'line 1 is no key'),
     ('{"name": "a", "sha256": "lmjax-abc"}', 'store the hash, not the key'),
     (f'{{"name": "a", "sha256": "{"0" * 64}", "concurrent": 0}}', 'integers of 1 or more'),
+    (f'{{"name": "a", "sha256": "{"0" * 64}", "priority": "1"}}', 'priority is an integer'),
   ],
 )
 def test_a_file_that_is_no_list_of_keys_is_refused(tmp_path, text, told):

@@ -49,3 +49,12 @@ def test_a_model_that_cannot_is_said_to(template, told):
   chat = _Chat(make_service(template=template), ChatRequest(**body))
   with pytest.raises(ApiError, match=told):
     chat.prepare()
+
+
+@pytest.mark.parametrize(('parallel', 'count'), [(None, 2), (True, 2), (False, 1)])
+def test_who_takes_one_call_at_a_time_gets_one(parallel, count):
+  tool = {'type': 'function', 'function': {'name': 'look'}}
+  body = {'model': 'tiny', 'messages': [{'role': 'user', 'content': 'a'}], 'tools': [tool]}
+  chat = _Chat(make_service(), ChatRequest(**body, parallel_tool_calls=parallel))
+  text = f'<tool_call>[{json.dumps(LOOK)}, {json.dumps(LOOK)}]</tool_call>'
+  assert len(chat.choice(0, text, 'stop', [])['message']['tool_calls']) == count
