@@ -136,8 +136,9 @@ def test_an_engine_that_fails_is_told_to_who_waits_and_by_health(tmp_path):
   service = make_service()
   with serving(service, tmp_path) as address:
     service.engine._params = {}  # as if memory were lost
-    answers = [httpx.post(f'{address}{CHAT}', json=BODY) for _ in range(2)]
-    states = [httpx.get(f'{address}/{path}') for path in ('health', 'ready')]
+    ask = lambda: httpx.post(f'{address}{CHAT}', json=BODY, timeout=TIMEOUT)
+    answers = [ask(), ask()]
+    states = [httpx.get(f'{address}/{path}', timeout=TIMEOUT) for path in ('health', 'ready')]
   assert [answer.status_code for answer in [*answers, *states]] == [500, 503, 503, 503]
   for answer in [*answers, *states]:
     assert 'the engine has ended: start the server again' in answer.json()['error']['message']
@@ -148,7 +149,8 @@ def test_an_engine_that_hangs_lets_its_clients_go(tmp_path, monkeypatch):
   service = make_service()
   service.ready = True  # though its engine was never started
   with serving(service, tmp_path, warm=False) as address:
-    answer = httpx.post(f'{address}{CHAT}', json={**BODY, 'timeout_seconds': 0.01})
+    late = {**BODY, 'timeout_seconds': 0.01}
+    answer = httpx.post(f'{address}{CHAT}', json=late, timeout=TIMEOUT)
   assert answer.status_code == 503
   assert 'the engine does not go on' in answer.json()['error']['message']
 
