@@ -5,6 +5,7 @@ mistake, 75 saved after SIGTERM and wants to be started again, 1 anything else.
 """
 
 import datetime
+import gc
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ from lmjax.core import processor
 
 if __name__ == '__main__':
   processor.use_large_pages()  # starts Python again: before anything that takes time to import
+  gc.disable()  # what is imported stays: to look for garbage among it took 0.2 s
 
 from lmjax.core import command_line
 from lmjax.core.compilation import keep_compiled, look_for_no_absent_gpu
@@ -25,10 +27,10 @@ def main(argv: Sequence[str]) -> int:
   """Runs one command; returns its exit code."""
   try:
     command = command_line.parse(argv)
-    if isinstance(command, str):
-      show(command)
-    else:
+    gc.enable()
+    if not isinstance(command, str):
       return run(command)
+    show(command)
   except UserError as error:
     print(f'lmjax: {error}', file=sys.stderr)
     return 2
