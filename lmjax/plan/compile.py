@@ -108,14 +108,17 @@ def _compile(request: dict[str, Any], folder: Path) -> None:
   write_json(folder / _PROGRAM, found)
 
 
-def compile_here(task: Any, accelerator: str) -> Program:
-  """The same in this process, without the warnings: XLA prints them on its error stream."""
+def compile_here(task: Any, accelerator: str, **options: bool | str) -> Program:
+  """The same in this process, without the warnings: XLA prints them on its error stream.
+
+  `options` are the compiler's, beside those of the accelerator's preset.
+  """
   from lmjax.parallel.topology import compile_there
 
-  devices, options = _devices(accelerator, task.mesh.devices)
+  devices, preset = _devices(accelerator, task.mesh.devices)
   mesh = task.mesh.over(devices)
   started = time.monotonic()
-  compiled = compile_there(_lower(task, mesh), options)
+  compiled = compile_there(_lower(task, mesh), {**preset, **options})
   seconds = time.monotonic() - started
   memory: Any = compiled.memory_analysis()
   return Program(

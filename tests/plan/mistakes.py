@@ -14,6 +14,7 @@ from typing import IO, Any, NamedTuple
 
 import planted
 from planted import Plant, instead, table
+from unassembled import cuda_root
 
 from lmjax.core import config
 from lmjax.data.tokenizer import TokenizerConfig
@@ -50,7 +51,7 @@ class Mistake(NamedTuple):
 def compiled(task: Pretrain) -> Estimate:
   """The step of `task` on H100s, with what the compiler had to say."""
   with _error_stream() as stream:
-    program = compile_here(task, 'h100')
+    program = compile_here(task, 'h100', xla_gpu_cuda_data_dir=cuda_root())
     stream.seek(0)
     said = stream.read().splitlines()
   return estimate(task, cards.find('h100'), program._replace(warnings=warnings_in(said)))

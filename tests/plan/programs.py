@@ -4,6 +4,8 @@ import functools
 import tempfile
 from pathlib import Path
 
+from unassembled import unassembled
+
 from lmjax.core import config, registry
 from lmjax.parallel.mesh import Mesh
 from lmjax.plan.compile import Program, compile_step
@@ -33,6 +35,6 @@ def small_task(experiment: str, mesh: Mesh, **changes):
 def compiled(experiment: str, mesh: Mesh, **changes) -> tuple:
   """(task, its step compiled for H100s)."""
   task = small_task(experiment, mesh, **changes)
-  with tempfile.TemporaryDirectory() as folder:
+  with unassembled(), tempfile.TemporaryDirectory() as folder:
     program: Program = compile_step(experiment, task, 'h100', Path(folder))
   return task, program
