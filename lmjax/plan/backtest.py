@@ -15,7 +15,7 @@ from lmjax.core.config import leaf
 from lmjax.core.task import Report, Task
 from lmjax.models.transformer import Decoder, Rope
 from lmjax.objectives.language import Language
-from lmjax.parallel.hlo import parse
+from lmjax.parallel.hlo import Module, parse
 from lmjax.parallel.mesh import Mesh
 from lmjax.plan import cards, timeline
 from lmjax.plan.cards import Card
@@ -105,10 +105,10 @@ def what_ifs(card: Card) -> dict[str, tuple[Pretrain, Card]]:
   }
 
 
-def mfu(task: Pretrain, card: Card, program: Program) -> float:
-  """Modelled share of the peak, FLOPs counted as in training."""
+def mfu(task: Pretrain, card: Card, program: Program, module: Module | None = None) -> float:
+  """Modelled share of the peak, FLOPs counted as in training; `module` is the program's, if at hand."""
   machine = timeline.Machine(card, program.mesh, program.places)
-  seconds = timeline.simulate(parse(program.text), machine).seconds
+  seconds = timeline.simulate(module or parse(program.text), machine).seconds
   flops = model_of(task).flops_per_token(task.length) * task.batch * task.length
   return flops / seconds / task.mesh.devices / card.flops[task.model.dtype]
 
@@ -120,10 +120,10 @@ def as_published(card: Card) -> Card:
 
 def fit(card: Card, program: Program) -> float:
   """`Card.matmul` with which the model gives the row that it is fitted on; by halving."""
-  task, low, high = task_of(_FIT), 0.3, 1.0
-  for _ in range(30):
+  task, module, low, high = task_of(_FIT), parse(program.text), 0.3, 1.0
+  for _ in range(15):  # to 2e-5
     middle = (low + high) / 2
-    found = mfu(task, dataclasses.replace(as_published(card), matmul=middle), program)
+    found = mfu(task, dataclasses.replace(as_published(card), matmul=middle), program, module)
     low, high = (middle, high) if found < _FIT.mfu else (low, middle)
   return (low + high) / 2
 

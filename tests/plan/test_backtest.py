@@ -1,6 +1,7 @@
 """The time model against published results: near them, with the same slope, and right about changes."""
 
 import pytest
+from unassembled import unassembled
 
 from lmjax.core import config
 from lmjax.plan.backtest import ROWS, Backtest
@@ -12,7 +13,8 @@ PUBLISHED_SLOPE = -0.021
 @pytest.fixture(scope='module')
 def found(tmp_path_factory):
   task = config.override(Backtest(), {'gpus': (ROWS[0].gpus, ROWS[-1].gpus)})
-  return task.run(tmp_path_factory.mktemp('backtest'))
+  with unassembled():
+    return task.run(tmp_path_factory.mktemp('backtest'))
 
 
 @pytest.mark.slow
