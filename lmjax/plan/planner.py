@@ -221,7 +221,8 @@ class Study:
     fitting: list[Estimate] = []
     options = search.changes(task, self.card)[:_TRIES]
     while options and len(fitting) < _CHANGES:
-      some, options = options[:_AT_ONCE], options[_AT_ONCE:]
+      count = min(_AT_ONCE, _CHANGES - len(fitting))
+      some, options = options[:count], options[count:]
       fitting += [one for one in self.compile(some) if one.fits]
     return sorted(fitting, key=lambda one: -one.tokens_per_second)[:_CHANGES]
 

@@ -5,6 +5,7 @@ import re
 
 import pytest
 from programs import DENSE, SMALL
+from unassembled import unassembled
 
 from lmjax.core import config
 from lmjax.core.errors import UserError
@@ -30,7 +31,9 @@ KEYS = {
 
 
 def plan(workdir, **settings):
-  return config.override(Plan(), {'target': DENSE, 'target_flags': FLAGS} | settings).run(workdir)
+  task = config.override(Plan(), {'target': DENSE, 'target_flags': FLAGS} | settings)
+  with unassembled():
+    return task.run(workdir)
 
 
 @pytest.fixture(scope='module')
@@ -83,6 +86,7 @@ def test_without_a_search_only_what_is_asked_is_compiled(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_plan_that_does_not_fit_says_what_would(tmp_path):
   report = plan(
     tmp_path,
