@@ -94,7 +94,7 @@ def test_malformed_bodies_are_all_refused_and_none_kills_it(address, client, cou
 @pytest.mark.parametrize('count', [60, pytest.param(3000, marks=pytest.mark.slow)])
 def test_whatever_a_field_holds_the_server_goes_on(address, client, count):
   rng, refused = random.Random(count), 0
-  with httpx.Client(base_url=address, timeout=60) as http:
+  with httpx.Client(base_url=address, timeout=TIMEOUT) as http:
     for path, (body, schema) in EVERY.items():
       assert set(body) == set(schema.model_fields)
       assert http.post(path, json=body).status_code == 200
