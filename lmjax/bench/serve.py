@@ -71,7 +71,7 @@ class BenchServe(Task):
   )
   overload: float = leaf(10.0, 'Times the arrivals of 16 clients; 0: leave it out.', low=0.0)
   overload_queue: int = leaf(
-    4,
+    3,
     'Requests that may wait for a first token at the server that is overloaded: few, so that none waits long.',
     low=1,
   )
