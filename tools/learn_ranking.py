@@ -4,10 +4,12 @@ usage: python tools/learn_ranking.py OUT BOOLQ NAME DOCUMENTS QUERIES [NAME DOCU
 
 OUT is written; of BoolQ the questions from place 8,000 on teach, BOOLQ of them (search_posts judges by the
 first ones); NAME is how the file calls the queries of a set. Half of each set's queries teach and the other
-half say how good that is, then all teach. BM25's k1 and b stay as they are.
+half say how good that is, then all teach. BM25's k1 and b stay as they are. Documents' vectors are kept in
+LMJAX_CACHE: where search_posts has rated its BoolQ questions before, most of the time is saved.
 """
 
 import sys
+import time
 from pathlib import Path
 
 from lmjax.interop.encoder import MINILM
@@ -40,9 +42,12 @@ def read_sets(argv: list[str]) -> dict[str, tuple]:
 
 
 def main(argv: list[str]) -> None:
+  begun = time.monotonic()
+  say = lambda what: print(f'{time.monotonic() - begun:5.0f} s: {what}', flush=True)
   sets, embedder, ranking = read_sets(argv), open_embedder(MINILM), load_ranking()
   engines = {name: Engine(pair[0], embedder, progress(name)) for name, pair in sets.items()}
   texts = {name: [query.text for query in pair[1]] for name, pair in sets.items()}
+  say('documents are embedded; looking for candidates')
   vectors = {name: embedder.embed(texts[name]) for name in sets}
   relevant = {name: engine.places(sets[name][1]) for name, engine in engines.items()}
   found = {name: one.find(texts[name], vectors[name], ranking) for name, one in engines.items()}
@@ -54,10 +59,11 @@ def main(argv: list[str]) -> None:
   def tell(what: str, candidates, weights) -> None:
     for name in sets:
       mean = mean_of_first(candidates[name][1::2], relevant[name][1::2], weights)
-      print(f'{what}, {name}: mean reciprocal rank {mean:.4f} in the other half', flush=True)
+      say(f'{what}, {name}: mean reciprocal rank {mean:.4f} in the other half')
 
   tell('hybrid', found, learn(FEATURES, found, 0, 2))
   ranking = ranking._replace(hybrid=learn(FEATURES, found, 0, 1))
+  say('reading the first candidates again')
   again = {
     name: one.read_again(texts[name], vectors[name], found[name], ranking)
     for name, one in engines.items()
@@ -65,6 +71,7 @@ def main(argv: list[str]) -> None:
   tell('reranked', again, learn((*FEATURES, *READ), again, 0, 2))
   told = '; '.join(f'{name} ({len(queries)} queries)' for name, (_, queries) in sets.items())
   weights = learn((*FEATURES, *READ), again, 0, 1)
+  say(f'writing {argv[1]}')
   ranking._replace(reranked=weights, trained_on=f'training queries: {told}').save(Path(argv[1]))
 
 

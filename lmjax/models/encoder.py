@@ -158,6 +158,28 @@ def pool(hidden_BLD: jax.Array, segments_BL: jax.Array, texts: int, pooling: Poo
   return sum_BSD / jnp.maximum(jnp.linalg.norm(sum_BSD, axis=-1, keepdims=True), 1e-12)
 
 
+def read_texts(
+  model: Any, params: Params, tokens_BL: jax.Array, lengths_B: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Hidden states [B, L, D] of rows that hold one text each, and their segments i32 [B, L].
+
+  Args:
+    model: an encoder, or a decoder.
+    tokens_BL, lengths_B: i32; the first `lengths_B` tokens of a row are its text.
+  """
+  positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1])[None], tokens_BL.shape)
+  segments_BL = (positions_BL < lengths_B[:, None]).astype(jnp.int32)
+  return model.apply(params, tokens_BL, segments_BL, positions_BL).hidden_BLD, segments_BL
+
+
+def text_vectors(
+  model: Any, params: Params, tokens_BL: jax.Array, lengths_B: jax.Array, pooling: Pooling
+) -> jax.Array:
+  """A vector of length 1 for each row, f32 [B, D]; arguments as of `read_texts`."""
+  hidden_BLD, segments_BL = read_texts(model, params, tokens_BL, lengths_B)
+  return pool(hidden_BLD, segments_BL, 1, pooling)[:, 0]
+
+
 class Table(nn.Module):
   """The vectors of tokens f32 [V, D], places and kinds of text, summed and normalised."""
 

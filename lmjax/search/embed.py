@@ -19,11 +19,13 @@ from lmjax.data.tokenizer import Tokenizer
 from lmjax.interop import huggingface
 from lmjax.interop.encoder import LoadedEncoder, is_encoder, load_encoder
 from lmjax.interop.load import Loaded, load
-from lmjax.models.encoder import Encoder, Pooling, pool
+from lmjax.models.encoder import Encoder, Pooling, read_texts, text_vectors
 from lmjax.models.transformer import Decoder
+from lmjax.search.kept import kept
 
 _STEP = 16  # lengths are multiples of it
 _TOKENS = 4096  # of a batch
+_KEPT = 1000  # texts from which on vectors are kept
 LENGTH = 256  # tokens of a text that are read, of an encoder that says nothing
 
 Progress = Callable[[int, int], None]
@@ -88,22 +90,33 @@ class Embedder:
     """A vector of length 1 for each text, f32 [S, D]."""
     vectors = np.zeros((len(texts), self.size), np.float32)
     for chosen, tokens_BL, lengths_B in batches(self.encode(texts)):
-      found = text_vectors(self.model, self._params, tokens_BL, lengths_B, self.pooling)
+      found = _text_vectors(self.model, self._params, tokens_BL, lengths_B, self.pooling)
       vectors[chosen] = np.asarray(found)[: len(chosen), : self.size]
       if progress is not None:
         progress(len(chosen), len(texts))
-    if self.size < self.model.width:
-      vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    return vectors
+    return shorten(vectors, self.size) if self.size < self.model.width else vectors
 
-  def embed_tokens(self, texts: Sequence[str]) -> list[np.ndarray]:
-    """A vector of length 1 for each token of each text, f16 [L, D] each."""
-    vectors = [np.zeros((0, self.model.width), np.float16)] * len(texts)
+  def embed_kept(self, texts: Sequence[str], progress: Progress | None = None) -> np.ndarray:
+    """`embed`; what takes long is kept in LMJAX_CACHE/vectors, and read from there the next time."""
+    if len(texts) < _KEPT:
+      return self.embed(texts, progress)
+    return kept('vectors', [self.name, *texts], lambda: self.embed(texts, progress))
+
+  def embed_tokens(self, texts: Sequence[str]) -> Iterator[tuple[int, np.ndarray]]:
+    """(which text, a vector of length 1 for each of its tokens, f32 [L, D]), in an order of its own.
+
+    Those of some texts are in memory at a time.
+    """
     for chosen, tokens_BL, lengths_B in batches(self.encode(texts)):
       found_BLD = np.asarray(_token_vectors(self.model, self._params, tokens_BL, lengths_B))
-      for row, index in enumerate(chosen):
-        vectors[index] = found_BLD[row, : lengths_B[row]].copy()
-    return vectors
+      for row, index in enumerate(chosen.tolist()):
+        yield index, found_BLD[row, : lengths_B[row]].copy()
+
+
+def shorten(vectors: np.ndarray, size: int) -> np.ndarray:
+  """The first `size` numbers of vectors f32 [S, D], of length 1 again."""
+  some = vectors[:, :size]
+  return some / np.maximum(np.linalg.norm(some, axis=1, keepdims=True), 1e-12)
 
 
 def open_embedder(
@@ -147,26 +160,12 @@ def batches(
     start += len(chosen)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def text_vectors(
-  model: Encoder | Decoder, params: Params, tokens_BL, lengths_B, pooling: Pooling
-) -> jax.Array:
-  """A vector of length 1 for each row, f32 [B, D]; `lengths_B` of its tokens count."""
-  hidden_BLD, segments_BL = _hidden(model, params, tokens_BL, lengths_B)
-  return pool(hidden_BLD, segments_BL, 1, pooling)[:, 0]
+_text_vectors = jax.jit(text_vectors, static_argnums=(0, 4))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _token_vectors(model: Encoder | Decoder, params: Params, tokens_BL, lengths_B) -> jax.Array:
-  hidden_BLD, _ = _hidden(model, params, tokens_BL, lengths_B)
-  length_BL1 = jnp.linalg.norm(hidden_BLD.astype(jnp.float32), axis=-1, keepdims=True)
-  return (hidden_BLD / jnp.maximum(length_BL1, 1e-12)).astype(jnp.float16)
-
-
-def _hidden(
-  model: Encoder | Decoder, params: Params, tokens_BL, lengths_B
-) -> tuple[jax.Array, jax.Array]:
-  """Hidden states of rows that hold one text each, and their segments."""
-  positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1])[None], tokens_BL.shape)
-  segments_BL = (positions_BL < lengths_B[:, None]).astype(jnp.int32)
-  return model.apply(params, tokens_BL, segments_BL, positions_BL).hidden_BLD, segments_BL
+  hidden_BLD, _ = read_texts(model, params, tokens_BL, lengths_B)
+  hidden_BLD = hidden_BLD.astype(jnp.float32)
+  length_BL1 = jnp.linalg.norm(hidden_BLD, axis=-1, keepdims=True)
+  return hidden_BLD / jnp.maximum(length_BL1, 1e-12)

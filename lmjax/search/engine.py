@@ -21,7 +21,6 @@ from lmjax.search.sets import Document, Query
 from lmjax.search.words import Bm25, split_words
 
 RERANKED = 20  # documents of a query that are read again
-_TOGETHER = 64  # queries whose documents are read together
 KEPT = 20  # documents of a ranking
 
 Scores = dict[str, float]
@@ -40,7 +39,7 @@ class Engine:
   ) -> None:
     self.documents, self.embedder = documents, embedder
     self._words = split_words([document.whole for document in documents])
-    self.vectors = embedder.embed([document.whole for document in documents], progress)
+    self.vectors = embedder.embed_kept([document.whole for document in documents], progress)
     self._reader = Reader(documents, self._words, embedder)
 
   def places(self, queries: Sequence[Query]) -> list[set[int]]:
@@ -79,19 +78,16 @@ class Engine:
     Args:
       tokens: whether to compare token by token; else the last of READ is 0.
     """
-    again = []
-    for start in range(0, len(texts), _TOGETHER):
-      some, best = slice(start, start + _TOGETHER), []
-      for one in found[some]:
-        chosen = top(weigh(one, ranking.hybrid), RERANKED)
-        best.append(Candidates(one.documents[chosen], one.features[chosen]))
-      documents = [one.documents for one in best]
-      read = self._reader.read(texts[some], vectors[some], documents, tokens=tokens)
-      again += [
-        Candidates(one.documents, np.column_stack([one.features, more]))
-        for one, more in zip(best, read, strict=True)
-      ]
-    return again
+    best = []
+    for one in found:
+      chosen = top(weigh(one, ranking.hybrid), RERANKED)
+      best.append(Candidates(one.documents[chosen], one.features[chosen]))
+    documents = [one.documents for one in best]
+    read = self._reader.read(texts, vectors, documents, tokens=tokens)
+    return [
+      Candidates(one.documents, np.column_stack([one.features, more]))
+      for one, more in zip(best, read, strict=True)
+    ]
 
   def rank(
     self, texts: Sequence[str], vectors: np.ndarray, ranking: Ranking

@@ -9,8 +9,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lmjax.search.embed import Embedder
@@ -20,7 +18,6 @@ from lmjax.search.words import Words, split_words
 _BY_WORDS = 4  # the first of READ
 _HEAD = re.compile(r'(.{4,120}?)(?: -- |[.!?]\s|\n)', re.DOTALL)
 _HEAD_WORDS = 16
-_PADDED = 32  # lengths of what is compared token by token are multiples of it
 
 
 def title_of(document: Document) -> str:
@@ -57,8 +54,9 @@ class Reader:
     titles = [title_of(document) for document in documents]
     title_words = split_words(titles)
     title_SD = self._embedder.embed(titles)
-    read = self._embedder.embed_tokens([one.whole for one in documents]) if tokens else []
-    queries = self._embedder.embed_tokens(texts) if tokens else []
+    late = [np.zeros(len(mine), np.float32) for mine in found]
+    if tokens:
+      self._compare(texts, documents, [np.searchsorted(needed, mine) for mine in found], late)
     features = []
     for row, (mine, asked) in enumerate(zip(found, split_words(texts), strict=True)):
       places = np.searchsorted(needed, mine)
@@ -66,10 +64,33 @@ class Reader:
         self._by_words(asked, self._words[index], title_words[place])
         for index, place in zip(mine.tolist(), places.tolist(), strict=True)
       ]
-      late = compare(queries[row], [read[i] for i in places]) if tokens else np.zeros(len(mine))
-      columns = (np.array(by_words).reshape(-1, _BY_WORDS), title_SD[places] @ vectors[row], late)
+      columns = (
+        np.array(by_words).reshape(-1, _BY_WORDS),
+        title_SD[places] @ vectors[row],
+        late[row],
+      )
       features.append(np.column_stack(columns).astype(np.float32))
     return features
+
+  def _compare(
+    self,
+    texts: Sequence[str],
+    documents: Sequence[Document],
+    places: Sequence[np.ndarray],
+    late: Sequence[np.ndarray],
+  ) -> None:
+    """Writes into `late` how near the candidates at `places` of `documents` are, token by token.
+
+    Each document is embedded once, whichever queries it may answer: that is what takes the time.
+    """
+    queries = dict(self._embedder.embed_tokens(texts))
+    asked: dict[int, list[tuple[int, int]]] = {}
+    for row, mine in enumerate(places):
+      for column, place in enumerate(mine.tolist()):
+        asked.setdefault(place, []).append((row, column))
+    for place, document_MD in self._embedder.embed_tokens([one.whole for one in documents]):
+      for row, column in asked[place]:
+        late[row][column] = late_interaction(queries[row], document_MD)
 
   def _by_words(self, asked: list[str], words: list[str], title: list[str]) -> list[float]:
     """The first _BY_WORDS of READ, of one candidate, each from 0 to 1."""
@@ -90,38 +111,14 @@ class Reader:
     return sum(math.log1p((count - n + 0.5) / (n + 0.5)) for n in held)
 
 
-def compare(query_LD: np.ndarray, documents: Sequence[np.ndarray]) -> np.ndarray:
-  """`late_interaction` with documents of any lengths, f32 [S], padded to shapes that repeat.
-
-  Args:
-    query_LD, documents: vectors of tokens, of length 1.
-  """
-  padded = lambda count: -(-count // _PADDED) * _PADDED
-  longest = padded(max((len(document) for document in documents), default=1))
-  rows = 1 << max(len(documents) - 1, 0).bit_length()
-  size = query_LD.shape[1]
-  document_SMD = np.zeros((rows, longest, size), np.float32)
-  there_SM = np.zeros((rows, longest), bool)
-  for row, document in enumerate(documents):
-    document_SMD[row, : len(document)], there_SM[row, : len(document)] = document, True
-  padded_LD = np.zeros((padded(len(query_LD)), size), np.float32)
-  padded_LD[: len(query_LD)] = query_LD
-  return np.asarray(late_interaction(padded_LD, document_SMD, there_SM))[: len(documents)]
-
-
-@jax.jit
-def late_interaction(
-  query_LD: jax.Array, document_SMD: jax.Array, there_SM: jax.Array
-) -> jax.Array:
-  """MaxSim, f32 [S]: the mean over the query's tokens of the cosine of the nearest of a text's.
+def late_interaction(query_LD: np.ndarray, document_MD: np.ndarray) -> float:
+  """MaxSim: the mean over the query's tokens of the cosine of the nearest of a text's, 0 without tokens.
 
   Khattab & Zaharia 2020 (arXiv:2004.12832) eq. 3, but a mean and not a sum.
 
   Args:
-    query_LD, document_SMD: token vectors of length 1; those of length 0 do not count.
-    there_SM: bool, which tokens of the texts are.
+    query_LD, document_MD: f32 token vectors of length 1.
   """
-  near_SLM = jnp.einsum('LD,SMD->SLM', query_LD, document_SMD)
-  best_SL = jnp.max(jnp.where(there_SM[:, None], near_SLM, -1.0), axis=2)
-  counted_L = jnp.sum(jnp.abs(query_LD), axis=1) > 0
-  return jnp.sum(best_SL * counted_L[None], axis=1) / jnp.maximum(jnp.sum(counted_L), 1)
+  if not len(query_LD) or not len(document_MD):
+    return 0.0
+  return float((query_LD @ document_MD.T).max(axis=1).mean())
