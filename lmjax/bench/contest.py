@@ -108,6 +108,11 @@ def has_torch() -> bool:
   return importlib.util.find_spec('torch') is not None
 
 
+def resident_bytes(pid: int) -> int:
+  """What a process has in memory; Linux alone."""
+  return int(Path(f'/proc/{pid}/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+
+
 def compete(sides: Sequence[Side], rounds: int, log: Path) -> Contest:
   """Lets `sides` take a turn each, `rounds` times over.
 

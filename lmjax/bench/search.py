@@ -5,24 +5,27 @@ S posts, D size of a vector, Q queries.
 
 import importlib.util
 import json
-import resource
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lmjax.bench.contest import compete, ours, peer
+from lmjax.bench.contest import compete, ours, peer, resident_bytes
 from lmjax.bench.side import Turn
+from lmjax.core import processor
 from lmjax.core.config import leaf, part
 from lmjax.core.errors import UserError
 from lmjax.core.task import Report, Task
 from lmjax.data.sources import Posts, Rows
 from lmjax.interop.encoder import MINILM
 from lmjax.search.embed import open_embedder
+from lmjax.search.evaluate import progress
 from lmjax.search.ranking import POOL
-from lmjax.search.vectors import Precision, build_vectors
+from lmjax.search.vectors import GRAPH, Precision, build_vectors
 
 _BLOCK = 20_000  # vectors made and added together
 _NEAR = 10  # neighbours that are to be found
@@ -35,13 +38,15 @@ class BenchSearch(Task):
 
   The vectors are those of real posts and, beyond these, posts moved so far at random that their cosine
   with where they were is that of a real post with its 10th neighbour, drawn anew for each. Queries are
-  posts that were left out. Times are of vectors alone: without the query's encoding, words and texts.
+  posts that were left out. Times are of vectors alone, without words and texts; `..._embedding` has the
+  query's encoding in it. `queries_per_second` is kept up for `seconds` by as many threads as cores.
   """
 
   source: Posts = part(Posts(), 'Whose posts are encoded.', inline=True)
   real: int = leaf(20_000, 'Posts that are encoded for vectors.', low=100)
   vectors: int = leaf(1_000_000, 'Vectors that are searched; 0: none.', low=0)
   queries: int = leaf(500, 'Queries of these.', low=1)
+  seconds: float = leaf(5.0, 'How long queries are asked without a break.', above=0.0)
   precision: Precision = leaf('float32', 'Of the vectors in memory.')
   encoded: int = leaf(1000, 'Posts that are encoded in a turn.', low=1)
   rounds: int = leaf(3, 'Turns of encoding; 0: none. The medians are reported.', low=0)
@@ -66,10 +71,9 @@ class BenchSearch(Task):
       report['encoding'] = self._encode(texts, workdir)
       print(f'encoding: {report["encoding"]}', flush=True)
     if self.vectors:
-      begun = time.perf_counter()
-      embedded = open_embedder(MINILM).embed(texts)
-      report['embed_seconds'] = time.perf_counter() - begun
-      report |= self._search(embedded)
+      embedder = open_embedder(MINILM)
+      embedded = embedder.embed_kept(texts, progress('posts encoded'))
+      report |= self._search(embedded, lambda number: embedder.embed([texts[number]])[0])
     return report
 
   def _read(self) -> Iterator[Any]:
@@ -93,12 +97,19 @@ class BenchSearch(Task):
       told['ratio'] = contest.ratio('lmjax', 'sentence-transformers', 'posts_per_second')._asdict()
     return told | {'disturbed_turns': contest.disturbed}
 
-  def _search(self, embedded: np.ndarray) -> dict[str, Any]:
+  def _search(self, embedded: np.ndarray, encode: Callable[[int], np.ndarray]) -> dict[str, Any]:
+    """Builds the index and asks it.
+
+    Args:
+      embedded: f32 [queries + real, D].
+      encode: makes the vector of a query, by its number, anew.
+    """
     queries, real = embedded[: self.queries], embedded[self.queries :]
-    before = _peak_bytes()
-    sample = next(grown(real, min(_SAMPLE, self.vectors), self.seed, _SAMPLE))
+    sample = None
+    if self.vectors > GRAPH:
+      sample = next(grown(real, min(_SAMPLE, self.vectors), self.seed, _SAMPLE))
     index = build_vectors(self.vectors, real.shape[1], sample, self.precision)
-    del sample
+    before = resident_bytes(os.getpid())
     best = np.full((len(queries), _NEAR), -np.inf, np.float32)
     first = np.zeros((len(queries), _NEAR), np.int64)
     built, start = 0.0, 0
@@ -109,24 +120,53 @@ class BenchSearch(Task):
       best, first = _nearest(queries, block, start, best, first)
       start += len(block)
       print(f'{start:,} of {self.vectors:,} vectors, {start / built:,.0f}/s', flush=True)
-    times, hits = [], 0
-    for query, near in zip(queries, first, strict=True):
-      begun = time.perf_counter()
-      found = index.nearest(query, POOL)
-      times.append(1000 * (time.perf_counter() - begun))
-      hits += len(np.intersect1d(found[:_NEAR], near))
-    told = {
+    found = [index.nearest(query, POOL)[:_NEAR] for query in queries]
+    hits = sum(len(np.intersect1d(a, b)) for a, b in zip(found, first, strict=True))
+    told: dict[str, Any] = {
       'vectors': len(index),
       'kind': index.kind,
       'build_seconds': built,
-      'peak_bytes_more': _peak_bytes() - before,
-      'query_ms': dict(zip(('p50', 'p99'), np.percentile(times, (50, 99)).tolist(), strict=True)),
-      'queries_per_second': 1000 / float(np.mean(times)),
+      'index_bytes': resident_bytes(os.getpid()) - before,
       'recall_at_10': hits / first.size,
       'tenth_cosine': float(np.median(best[:, -1])),
     }
-    print(told, flush=True)
+    asks = {
+      '': lambda number: index.nearest(queries[number], POOL),
+      '_embedding': lambda number: index.nearest(encode(number), POOL),
+    }
+    for name, ask in asks.items():
+      told[f'query_ms{name}'] = time_each(ask, len(queries))
+      told[f'queries_per_second{name}'] = keep_asking(ask, len(queries), self.seconds)
+    for name, value in told.items():
+      print(f'{name:32} {value}', flush=True)
     return told
+
+
+def time_each(ask: Callable[[int], Any], count: int) -> dict[str, float]:
+  """Milliseconds of `ask` of each number below `count`, one after another, each having been asked before."""
+  times = []
+  for number in [*range(count)] * 2:
+    begun = time.perf_counter()
+    ask(number)
+    times.append(1000 * (time.perf_counter() - begun))
+  p50, p99 = np.percentile(times[count:], (50, 99)).tolist()
+  return {'p50': p50, 'p99': p99}
+
+
+def keep_asking(ask: Callable[[int], Any], count: int, seconds: float) -> float:
+  """Times a second that as many threads as there are cores get through `ask` in `seconds`."""
+  cores, begun = processor.cores(), time.perf_counter()
+
+  def work(place: int) -> int:
+    done = 0
+    while time.perf_counter() - begun < seconds:
+      ask((place + done * cores) % count)
+      done += 1
+    return done
+
+  with ThreadPoolExecutor(cores) as pool:
+    done = sum(pool.map(work, range(cores)))
+  return done / (time.perf_counter() - begun)
 
 
 def grown(real: np.ndarray, count: int, seed: int, block: int) -> Iterator[np.ndarray]:
@@ -163,10 +203,6 @@ def _nearest(queries, block, start, best, first) -> tuple[np.ndarray, np.ndarray
   first = np.concatenate([first, some + start], axis=1)
   order = np.argsort(-best, axis=1)[:, :_NEAR]
   return np.take_along_axis(best, order, axis=1), np.take_along_axis(first, order, axis=1)
-
-
-def _peak_bytes() -> int:
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def side(settings: dict[str, Any]) -> Turn:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lmjax.bench.contest import PEERS, has_torch
+from lmjax.bench.contest import PEERS, has_torch, resident_bytes
 from lmjax.core import processor
 from lmjax.core.config import leaf, part
 from lmjax.core.errors import UserError
@@ -140,7 +140,7 @@ class BenchServe(Task):
 
     def watch() -> None:
       while not ended.wait(_SAMPLE_SECONDS):
-        sizes.append((time.monotonic() - begun, _resident_bytes(server.pid)))
+        sizes.append((time.monotonic() - begun, resident_bytes(server.pid)))
 
     watching = threading.Thread(target=watch)
     watching.start()
@@ -149,7 +149,7 @@ class BenchServe(Task):
     finally:
       ended.set()
       watching.join()
-    told = [size for after, size in sizes if after >= seconds / 4] or [_resident_bytes(server.pid)]
+    told = [size for after, size in sizes if after >= seconds / 4] or [resident_bytes(server.pid)]
     tenth = max(1, len(told) // 10)
     first, last = (float(np.mean(part)) for part in (told[:tenth], told[-tenth:]))
     print(
@@ -347,11 +347,6 @@ def _over(above: float | None, below: float | None) -> float | None:
 
 def _ms(seconds: float | None) -> float | None:
   return None if seconds is None else 1e3 * seconds
-
-
-def _resident_bytes(pid: int) -> int:
-  """What a process has in memory; Linux alone."""
-  return int(Path(f'/proc/{pid}/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
 
 
 def _shown(cell: dict[str, Any]) -> str:

@@ -1,9 +1,11 @@
 """Vectors like those of real posts, and what is measured of a search among them."""
 
+import time
+
 import numpy as np
 import pytest
 
-from lmjax.bench.search import BenchSearch, grown
+from lmjax.bench.search import BenchSearch, grown, keep_asking
 from lmjax.core.errors import UserError
 
 
@@ -24,8 +26,19 @@ def test_more_vectors_are_as_near_to_posts_as_these_to_each_other():
 
 
 def test_what_a_flat_index_finds_is_all_of_it():
-  told = BenchSearch(real=100, vectors=500, queries=20)._search(unit(120))
+  vectors, task = unit(120), BenchSearch(real=100, vectors=500, queries=20, seconds=0.05)
+  told = task._search(vectors, lambda number: vectors[number])
   assert (told['vectors'], told['kind'], told['recall_at_10']) == (500, 'FlatIP', 1.0)
+  for name in ('', '_embedding'):
+    assert 0 < told[f'query_ms{name}']['p50'] <= told[f'query_ms{name}']['p99']
+    assert told[f'queries_per_second{name}'] > 1
+
+
+def test_questions_come_in_turn_until_the_time_is_over():
+  asked = []
+  rate = keep_asking(lambda number: (asked.append(number), time.sleep(0.01)), 3, 0.1)
+  assert set(asked) <= {0, 1, 2}
+  assert 0 < rate <= len(asked) / 0.1
 
 
 def test_vectors_that_are_no_more_than_posts_are_refused(tmp_path):
