@@ -3,6 +3,7 @@
 from lmjax.core.registry import experiment
 from lmjax.search.evaluate import SearchEval
 from lmjax.search.posts import SearchPosts
+from lmjax.search.pretrain import SearchPretrain
 from lmjax.search.tune import SearchTune
 
 
@@ -16,6 +17,12 @@ def search_eval() -> SearchEval:
 def search_posts() -> SearchPosts:
   """Make posts searchable, measure that and ask: --posts=FILE for your own."""
   return SearchPosts()
+
+
+@experiment
+def search_pretrain() -> SearchPretrain:
+  """Have an encoder learn from posts alone: --posts=FILE --pairs=crops,hashtags,title."""
+  return SearchPretrain()
 
 
 @experiment

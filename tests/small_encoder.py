@@ -56,3 +56,15 @@ def _filled(tree, seed):
 def write_jsonl(path, rows):
   path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
   return str(path)
+
+
+def shared_words(queries, documents):
+  """A teacher: how many words a query and a document have in common."""
+  pairs = zip(queries, documents, strict=True)
+  return [len(set(query.split()) & set(document.split())) for query, document in pairs]
+
+
+def says_nothing(queries, documents):
+  """A teacher that is wrong: it gives no score."""
+  del queries, documents
+  return []

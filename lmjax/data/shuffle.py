@@ -18,6 +18,10 @@ def permutation(count: int, *key: int | str) -> np.ndarray:
     count: how many to order.
     key: what the order is of, e.g. `'windows', seed, epoch`.
   """
+  return np.argsort(draws(count, *key), kind='stable')
+
+
+def draws(count: int, *key: int | str) -> np.ndarray:
+  """`count` random u64, the same for the same key on every machine and NumPy version."""
   entropy = hashlib.blake2b(repr(key).encode(), digest_size=16).digest()
-  bits = np.random.PCG64(int.from_bytes(entropy, 'little')).random_raw(count)
-  return np.argsort(bits, kind='stable')
+  return np.random.PCG64(int.from_bytes(entropy, 'little')).random_raw(count)

@@ -28,6 +28,7 @@ _NAMES = {
 _EXTRA_NAMES = {
   'language': ('lang', 'language'),
   'likes': ('favorite_count', 'like_count', 'likes', 'favourites_count', 'reaction_count'),
+  'title': ('url_title', 'link_title', 'card_title', 'title'),
 }
 # Why a row is not used (or, of a time, what is missing from it), in words.
 _REASONS = {
@@ -54,6 +55,7 @@ class Post(NamedTuple):
   author: str = ''
   language: str = ''  # a code, as in the row
   likes: float | None = None
+  title: str = ''  # its own, or that of what it links to
 
 
 class Rows:
@@ -122,6 +124,7 @@ class _Source(NamedTuple):
   author: str
   language: str
   likes: str
+  title: str
 
   @property
   def columns(self) -> set[str]:
@@ -206,7 +209,8 @@ class Posts(Config):
   def _source(self, path: str) -> _Source:
     seen = formats.look(path, self.posts_format)
     named = [self._column(field, path, seen) for field in _NAMES]
-    return _Source(path, seen, *named, *(_find(names, seen) for names in _EXTRA_NAMES.values()))
+    extra = [_find(names, seen) for names in _EXTRA_NAMES.values()]
+    return _Source(path, seen, *named, *('' if one in named else one for one in extra))
 
   def _column(self, field: str, path: str, seen: formats.Look) -> str:
     """The column of `path` that holds `field`; '' if none does or there is no row to tell from."""
@@ -297,8 +301,8 @@ def _post(row: formats.Row, source: _Source, rows: Rows) -> Post | None:
     if not text:
       return rows.drop('empty', place)
     id, author = _label(values, source.id), _label(values, source.author)
-    language = _label(values, source.language)
-    f'{text}{id}{author}{language}'.encode()  # lone surrogates stand for bytes that were not UTF-8
+    language, title = _label(values, source.language), _label(values, source.title).strip()
+    f'{text}{id}{author}{language}{title}'.encode()  # lone surrogates stand for bytes that were not UTF-8
   except UnicodeError:
     return rows.drop('undecodable', place)
   try:
@@ -306,7 +310,7 @@ def _post(row: formats.Row, source: _Source, rows: Rows) -> Post | None:
   except (ValueError, OverflowError):
     rows.lose_time(place)
     time = None
-  return Post(text, id, time, author, language, _number(values.get(source.likes)))
+  return Post(text, id, time, author, language, _number(values.get(source.likes)), title)
 
 
 def _label(values: Mapping[str, Any], column: str) -> str:

@@ -77,7 +77,8 @@ def load_tuned(checkpoint: str, embedder: Embedder) -> Tuned:
     ) from None
   if embedder.name not in said:
     raise UserError(
-      f'--checkpoint={folder} was tuned with another encoder: pass the --encoder that it was tuned with'
+      f'--checkpoint={folder} was tuned with another encoder, or for vectors of another size: pass the '
+      '--encoder that it was tuned with'
     )
   return Tuned(load_ranking(folder / _RANKING), adapter_DD)
 
@@ -89,6 +90,9 @@ class SearchEval(Task):
   queries: str = leaf('', QUERIES)
   checkpoint: str = leaf('', 'The folder of a run of search_tune; empty = as shipped.')
   encoder: str = leaf(MINILM, ENCODER)
+  dimensions: int | None = leaf(
+    None, 'Numbers of a vector that are kept, the first; none: all.', low=1
+  )
 
   def run(self, workdir: Path) -> Report:
     """Trains nothing; the report's `methods` are means over all queries."""
@@ -96,7 +100,7 @@ class SearchEval(Task):
     need('queries', self.queries, 'FILE.jsonl, judged queries')
     documents = read_documents(self.documents)
     queries = read_queries(self.queries, documents)
-    embedder = open_embedder(encoder_of(self.checkpoint, self.encoder))
+    embedder = open_embedder(encoder_of(self.checkpoint, self.encoder), dimensions=self.dimensions)
     tuned = load_tuned(self.checkpoint, embedder)
     engine = Engine(documents, embedder, progress('documents read'))
     texts = [query.text for query in queries]

@@ -331,7 +331,7 @@ def from_posts(posts: Iterable[Post]) -> Iterator[Document]:
   for post in posts:
     told = f'{post.author}\0{post.text}'.encode()
     id = post.id or hashlib.blake2b(told, digest_size=12).hexdigest()
-    yield Document(id, post.text, '', post.author, post.time, post.language, post.likes)
+    yield Document(id, post.text, post.title, post.author, post.time, post.language, post.likes)
 
 
 def _batched(items: Iterable) -> Iterator[list]:

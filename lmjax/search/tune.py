@@ -33,6 +33,7 @@ from lmjax.search.ranking import (
   reciprocal_rank,
 )
 from lmjax.search.sets import Query, read_documents, read_queries
+from lmjax.search.teacher import open_teacher
 from lmjax.search.tune_encoder import EncoderTuning, improve_encoder
 
 _SMALLEST = 20  # judged queries that are worth learning from
@@ -70,18 +71,23 @@ class SearchTune(Task):
       raise UserError(
         f'--queries={self.queries} has {len(queries)} queries: pass {_SMALLEST} or more to learn from'
       )
-    embedder = open_embedder(self.encoder)
+    embedder, teacher = open_embedder(self.encoder), None
+    if self.train.epochs:  # before documents are read, which may take minutes
+      self.train.check(embedder)
+      teacher = open_teacher(self.train.teacher, self.train.teacher_says)
     engine = Engine(documents, embedder, progress('documents read'))
-    rest, trained = queries, None
+    rest, trained = queries, {}
     if self.train.epochs:
       engine, rest, trained = improve_encoder(
-        engine, queries, self.train, self.negatives, self.seed
+        engine, queries, self.train, self.negatives, self.seed, teacher
       )
     vectors = engine.embedder.embed([query.text for query in rest])
     tuned, said = self.learn(engine, rest, vectors)
     save_tuned(workdir, tuned, engine.embedder, changed=engine.embedder is not embedder)
     print(f'written to {workdir}: pass it to search_eval as --checkpoint={workdir}')
-    return {'documents': len(documents), 'queries': len(queries), 'mrr_encoder': trained, **said}
+    counts = {'documents': len(documents), 'queries': len(queries)}
+    by_size = {str(size): both for size, both in trained.items()}
+    return {**counts, 'mrr_encoder': trained.get(embedder.size), 'mrr_by_size': by_size, **said}
 
   def learn(
     self, engine: Engine, queries: list[Query], vectors: np.ndarray

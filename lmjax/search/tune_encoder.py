@@ -3,28 +3,29 @@
 Q queries of an update, L tokens, D size of a vector.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lmjax.core.config import Config, leaf
+from lmjax.core.config import leaf
 from lmjax.core.errors import UserError
 from lmjax.core.types import Params
 from lmjax.data.shuffle import permutation
 from lmjax.interop.encoder import LoadedEncoder
-from lmjax.models.encoder import Encoder, Pooling
-from lmjax.objectives.contrastive import cached_value_and_grad, info_nce
-from lmjax.search.embed import Embedder, text_vectors
+from lmjax.models.encoder import Encoder, Pooling, text_vectors
+from lmjax.objectives.contrastive import Distilled, cached_value_and_grad
+from lmjax.search.embed import Embedder, shorten
 from lmjax.search.engine import Engine
+from lmjax.search.pairs import pad
 from lmjax.search.ranking import mine_negatives, reciprocal_rank
 from lmjax.search.sets import Query
+from lmjax.search.teacher import Says, Teach, Teacher, Triples
 
 
-class EncoderTuning(Config):
+class EncoderTuning(Distilled):
   """How the encoder is learnt; the numbers of updates are passes over the queries."""
 
   epochs: int = leaf(
@@ -36,7 +37,12 @@ class EncoderTuning(Config):
   peak_lr: float = leaf(
     2e-5, 'Learning rate after a tenth of the updates, then falling.', above=0.0
   )
-  temperature: float = leaf(0.05, 'Of InfoNCE.', above=0.0)
+  teacher: str = leaf(
+    '', 'Whose scores are learnt too: an --encoder, or package.module:function; empty: nobody.'
+  )
+  teacher_says: Says = leaf(
+    'cosine', "A model's score: cosine, or how likely it finds the query after the document."
+  )
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -46,30 +52,35 @@ class EncoderTuning(Config):
         f'{self.pieces} do not divide: pass pieces one of '
         f'{[n for n in range(1, 3 * self.rows + 1) if 3 * self.rows % n == 0][:8]}'
       )
+    if not self.epochs and (self.teacher or self.matryoshka):
+      raise UserError(
+        'epochs=0 leaves the encoder as it is, and so no teacher or matryoshka can teach it: pass '
+        '--train.epochs=1 or more, or drop them'
+      )
 
-
-class Triples(NamedTuple):
-  """What teaches: indices of queries, of an answer and of near documents that are none, for each.
-
-  Attributes:
-    relevant: indices of all documents that answer each query.
-  """
-
-  queries: Sequence[str]
-  documents: Sequence[str]
-  answers_Q: np.ndarray
-  negatives_QK: np.ndarray
-  relevant: Sequence[set[int]]
+  def check(self, embedder: Embedder) -> None:
+    """UserError where this embedder cannot learn."""
+    if not isinstance(embedder.loaded, LoadedEncoder) or embedder.size < embedder.model.width:
+      raise UserError(
+        'train.epochs has an encoder (BERT) learn with all its dimensions: pass such an --encoder, or '
+        '--train.epochs=0'
+      )
+    self.check_width(embedder.size)
 
 
 def improve_encoder(
-  engine: Engine, queries: list[Query], settings: EncoderTuning, negatives: int, seed: int
-) -> tuple[Engine, list[Query], tuple[float, float]]:
+  engine: Engine,
+  queries: list[Query],
+  settings: EncoderTuning,
+  negatives: int,
+  seed: int,
+  teacher: Teacher | None = None,
+) -> tuple[Engine, list[Query], dict[int, tuple[float, float]]]:
   """Has the encoder learn three quarters of the queries.
 
   Returns:
     An engine with the better of both encoders, as the other queries find it; these queries; and their mean
-    reciprocal ranks (before, after).
+    reciprocal ranks (before, after) by the first numbers of vectors, as many as `matryoshka` says, and by all.
   """
   order = permutation(len(queries), 'teach', seed)
   teaching, rest = (
@@ -80,27 +91,36 @@ def improve_encoder(
   near_QK = mine_negatives(engine.vectors, vectors, relevant, negatives)
   answers_Q = np.array([min(good) for good in relevant])
   documents = [document.whole for document in engine.documents]
-  given = Triples(texts, documents, answers_Q, near_QK, relevant)
-  tuned = Engine(engine.documents, tune_encoder(engine.embedder, given, settings, seed))
+  # An epoch shows each query the next of these.
+  given = Triples(texts, documents, answers_Q, near_QK[:, : settings.epochs], relevant)
+  teach = teacher(given) if teacher else None
+  tuned = Engine(engine.documents, tune_encoder(engine.embedder, given, settings, seed, teach))
   judging = [query.text for query in rest]
-  before, after = (
-    reciprocal_rank(one.vectors, one.embedder.embed(judging), one.places(rest))
-    for one in (engine, tuned)
-  )
-  print(f'mean reciprocal rank by the encoder, unseen queries: {before:.3f} -> {after:.3f}')
-  return (tuned if after > before else engine), rest, (before, after)
+  asked = [(one, one.embedder.embed(judging), one.places(rest)) for one in (engine, tuned)]
+  found = {}
+  for size in (*settings.matryoshka, engine.embedder.size):
+    before, after = (
+      reciprocal_rank(shorten(one.vectors, size), shorten(vectors, size), places)
+      for one, vectors, places in asked
+    )
+    found[size] = (before, after)
+    print(
+      f'mean reciprocal rank by {size} numbers of a vector, unseen queries: {before:.3f} -> {after:.3f}'
+    )
+  before, after = found[engine.embedder.size]
+  return (tuned if after > before else engine), rest, found
 
 
 def tune_encoder(
-  embedder: Embedder, given: Triples, settings: EncoderTuning, seed: int
+  embedder: Embedder,
+  given: Triples,
+  settings: EncoderTuning,
+  seed: int,
+  teach: Teach | None = None,
 ) -> Embedder:
   """An embedder that has learnt; InfoNCE over answers and one mined negative a query, by GradCache."""
   loaded = embedder.loaded
-  if not isinstance(loaded, LoadedEncoder) or embedder.size < loaded.model.width:
-    raise UserError(
-      'train.epochs has an encoder (BERT) learn with all its dimensions: pass such an --encoder, or '
-      '--train.epochs=0'
-    )
+  assert isinstance(loaded, LoadedEncoder)
   rows = min(settings.rows, len(given.queries))
   each = len(given.queries) // rows
   steps = settings.epochs * each
@@ -117,7 +137,8 @@ def tune_encoder(
     good_QN = np.array([np.isin(shown, list(given.relevant[row])) for row in chosen.tolist()])
     good_QN[np.arange(rows), np.arange(rows)] = False
     texts = [*(queries[row] for row in chosen), *(documents[index] for index in shown)]
-    state, value = update.step(state, _padded(texts, settings.length), good_QN)
+    taught_QN = teach(chosen, shown) if teach else None
+    state, value = update.step(state, pad(texts, settings.length), good_QN, taught_QN)
     if step % max(1, steps // 10) == 0:
       print(f'encoder: update {step + 1} of {steps}, loss {float(value):.3f}', flush=True)
   learnt = loaded._replace(params=state[0])
@@ -126,7 +147,7 @@ def tune_encoder(
 
 class _Update(NamedTuple):
   start: Callable[[Params], Any]
-  step: Callable[[Any, Any, np.ndarray], tuple[Any, jax.Array]]
+  step: Callable[..., tuple[Any, jax.Array]]
 
 
 def _make_update(model: Encoder, pooling: Pooling, steps: int, settings: EncoderTuning) -> _Update:
@@ -136,20 +157,17 @@ def _make_update(model: Encoder, pooling: Pooling, steps: int, settings: Encoder
   tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=0.01))
 
   def encode(params, texts):
-    return text_vectors(model, params, *texts, pooling)
+    tokens_BL, lengths_B = texts
+    return text_vectors(model, params, tokens_BL, lengths_B, pooling)
 
   @jax.jit
-  def step(state, texts, excluded_QN):
+  def step(state, texts, excluded_QN, taught_QN):
     params, moments = state
     count = excluded_QN.shape[0]
 
     def loss(vectors_SD):
       queries_QD, documents_ND = vectors_SD[:count], vectors_SD[count:]
-      none_QKD = jnp.zeros((count, 0, vectors_SD.shape[1]))
-      places_Q = jnp.arange(count)
-      return info_nce(
-        queries_QD, documents_ND, places_Q, none_QKD, excluded_QN, temperature=settings.temperature
-      ).value
+      return settings.of_vectors(queries_QD, documents_ND, excluded_QN, taught_QN).value
 
     pieces = settings.pieces if 3 * count % settings.pieces == 0 else 1
     value, slopes = cached_value_and_grad(encode, loss, params, texts, pieces=pieces)
@@ -157,12 +175,3 @@ def _make_update(model: Encoder, pooling: Pooling, steps: int, settings: Encoder
     return (optax.apply_updates(params, updates), moments), value
 
   return _Update(lambda params: (params, tx.init(params)), step)
-
-
-def _padded(texts: Sequence[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
-  """(i32 [texts, L], i32 lengths) of token ids cut at `length`."""
-  tokens_SL = np.zeros((len(texts), length), np.int32)
-  lengths_S = np.array([min(len(ids), length) for ids in texts], np.int32)
-  for row, ids in enumerate(texts):
-    tokens_SL[row, : lengths_S[row]] = ids[:length]
-  return tokens_SL, lengths_S

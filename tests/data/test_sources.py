@@ -100,6 +100,13 @@ def test_fields_are_found_by_name(tmp_path):
   assert read(write(tmp_path, row))[0] == [Post('whole', '7', 86400, 'ada')]
 
 
+def test_what_a_link_is_called_is_the_posts_title(tmp_path):
+  row = {'text': 'see https://t.co/x', 'title': 'mine', 'URL_title': ' A page '}
+  assert read(write(tmp_path, row))[0][0].title == 'A page'
+  path = write(tmp_path, {'title': 'all there is', 'id': 1})
+  assert read(path, text_field='title')[0] == [Post('all there is', '1')]
+
+
 def test_fields_may_be_named(tmp_path):
   path = write(
     tmp_path, {'text': 'a', 'b': 'the post', 'c': 'me', 'd': 5, 'e': 9, 'id': 'not this'}

@@ -16,6 +16,7 @@ from lmjax.search.engine import Engine
 from lmjax.search.evaluate import Tuned, save_tuned
 from lmjax.search.ranking import load_ranking
 from lmjax.search.sets import MEASURES, read_documents, read_queries
+from lmjax.search.teacher import open_teacher
 from lmjax.search.tune_encoder import EncoderTuning, improve_encoder
 
 ANIMALS, VERBS = WORDS[:4], WORDS[4:8]
@@ -78,9 +79,15 @@ def test_an_encoder_learns_its_queries_and_is_kept_with_the_run(tmp_path, files,
   documents = read_documents(str(files[0]))
   engine = Engine(documents, Embedder(load_encoder(str(encoder))))
   queries = read_queries(str(files[1]), documents)
-  settings = EncoderTuning(epochs=6, rows=12, pieces=3, length=16, peak_lr=3e-3)
-  tuned, rest, (before, after) = improve_encoder(engine, queries, settings, 4, seed=0)
+  settings = EncoderTuning(
+    epochs=6, rows=12, pieces=3, length=16, peak_lr=3e-3, matryoshka=(8,),
+    teacher_weight=0.2, teacher_temperature=1.0,
+  )  # fmt: skip
+  teacher = open_teacher('small_encoder:shared_words', 'cosine')
+  tuned, rest, found = improve_encoder(engine, queries, settings, 4, 0, teacher)
   assert len(rest) == 8
+  assert list(found) == [8, 16]
+  before, after = found[16]
   assert after > before + 0.05
   assert tuned.embedder.name != engine.embedder.name
   nothing = np.zeros((16, 16), np.float32)
@@ -90,6 +97,20 @@ def test_an_encoder_learns_its_queries_and_is_kept_with_the_run(tmp_path, files,
   assert EncoderTuning(rows=3, pieces=9).pieces == 9
   with pytest.raises(UserError, match='rows=3 are 9 texts with .* pass pieces one of .1, 3, 9.'):
     EncoderTuning(rows=3, pieces=4)
+
+
+def test_how_the_encoder_learns_is_set_by_flags():
+  flags = ['--train.matryoshka=64,128', '--train.teacher=m', '--train.distillation=margin']
+  with pytest.raises(
+    UserError, match='train.epochs=0 leaves the encoder as it is.*pass --train.ep'
+  ):
+    command_line.parse(['lmjax', '--experiment=search_tune', *flags])
+  flags.append('--train.epochs=1')
+  command = command_line.parse(['lmjax', '--experiment=search_tune', *flags])
+  assert isinstance(command, command_line.Command)
+  learning = command.task.train
+  assert (learning.matryoshka, learning.teacher) == ((64, 128), 'm')
+  assert learning.distillation == 'margin'
 
 
 def test_compressed_files_are_read(tmp_path, files, encoder):
@@ -120,7 +141,7 @@ def test_texts_without_words_are_ranked_too(tmp_path, files, encoder):
 def test_a_checkpoint_of_another_encoder_is_refused(tmp_path, files, encoder):
   run('search_tune', tmp_path / 'tuned', files, encoder, '--steps=1', '--negatives=4')
   other = write_encoder(tmp_path / 'other', seed=1)
-  with pytest.raises(UserError, match='was tuned with another encoder: pass the --encoder that'):
+  with pytest.raises(UserError, match='was tuned with another encoder.*: pass the --encoder that'):
     run('search_eval', tmp_path / 'run', files, other, f'--checkpoint={tmp_path / "tuned"}')
   with pytest.raises(UserError, match='holds no tuned search: pass the folder of a run of'):
     run('search_eval', tmp_path / 'run', files, encoder, f'--checkpoint={tmp_path / "none"}')
