@@ -1,7 +1,6 @@
 """The task in which an encoder learns from posts alone: parts of a post, its tags and title find each other."""
 
 import dataclasses
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +94,12 @@ class Pretraining(Work):
     usable = find_usable(self._sources(), task.pairs)
     self.usable, self._judging = _split(usable, task.judged, task.seed)
     embedder = Embedder(self._loaded)
-    settings = {'batch': task.batch, 'length': task.length, 'seed': task.seed}
+    length = min(task.length, embedder.length)
+    settings = {'batch': task.batch, 'length': length, 'seed': task.seed}
     self.source = PairBatches(self.usable, embedder.encode, **settings)
     self.files = {}
     said = np.frombuffer(repr(usable.sources).encode('utf-8', 'surrogatepass'), np.uint8)
     self.data = [tree.sha256(self._loaded.params), tree.sha256({'posts': said})]
-    self._before = functools.cache(lambda: self._measure(self._loaded))
 
   def _sources(self) -> list[Source]:
     posts = self.task.source.read(self._rows)
@@ -137,7 +136,7 @@ class Pretraining(Work):
   def conclude(self, job: Any, state: TrainState, step: int) -> Report:
     with job.ledger.measure('evaluation'):
       learnt = self._encoder(state)
-      before, after = self._before(), self._measure(learnt)
+      before, after = self._measure(self._loaded), self._measure(learnt)
     report = results.run_report(job, state, step)
     if not report:
       return report

@@ -122,6 +122,7 @@ def tune_encoder(
   loaded = embedder.loaded
   assert isinstance(loaded, LoadedEncoder)
   rows = min(settings.rows, len(given.queries))
+  length = min(settings.length, embedder.length)
   each = len(given.queries) // rows
   steps = settings.epochs * each
   update = _make_update(loaded.model, embedder.pooling, steps, settings)
@@ -138,7 +139,7 @@ def tune_encoder(
     good_QN[np.arange(rows), np.arange(rows)] = False
     texts = [*(queries[row] for row in chosen), *(documents[index] for index in shown)]
     taught_QN = teach(chosen, shown) if teach else None
-    state, value = update.step(state, pad(texts, settings.length), good_QN, taught_QN)
+    state, value = update.step(state, pad(texts, length), good_QN, taught_QN)
     if step % max(1, steps // 10) == 0:
       print(f'encoder: update {step + 1} of {steps}, loss {float(value):.3f}', flush=True)
   learnt = loaded._replace(params=state[0])
