@@ -5,8 +5,8 @@ Made up of `generator.py`'s briefs, or a user's JSONL, a line a row:
     {"brief": {"product": ...}, "copy": {"headline": "...", "body": "...", "action": "..."}}
     {"brief": {"product": ...}, "chosen": {"headline": ...}, "rejected": {"headline": ...}}
 
-A model is asked as `Writer` asks it. What is made up follows a rule, one voice of words.json for each style:
-a model that learns it speaks to a style as that rule does, which says nothing of people.
+A model is asked as `Writer` asks it. What is made up follows a rule, a voice of words.json for each style and
+plain words where none is asked for: a model that learns it speaks as that rule does, which says nothing of people.
 """
 
 import re
@@ -17,7 +17,7 @@ import numpy as np
 
 from lmjax.ads.audience import load_taxonomy
 from lmjax.ads.brief import Brief, Refused, parse_brief
-from lmjax.ads.creative import Copy, find_problems, vocabulary
+from lmjax.ads.creative import Copy, find_problems, vocabulary, voice_of, wordings
 from lmjax.ads.generator import Sample, make_samples
 from lmjax.ads.maker import limits_for
 from lmjax.ads.studio import accept_brief
@@ -101,7 +101,7 @@ class Copies(Conversations):
 class CopyPairs(Copies):
   """Briefs and two copies of each, of which the first is better.
 
-  Of what is made up the other has a wrong fact, another style's voice, or a sentence twice.
+  Of what is made up the other has a wrong fact, another voice or none, or a sentence twice.
   """
 
   answers: ClassVar[tuple[str, ...]] = ('chosen', 'rejected')
@@ -112,18 +112,12 @@ class CopyPairs(Copies):
     kind = random.integers(3)
     if kind == 0:
       return [good, _with_wrong_fact(sample, good, random)]
-    voices = [voice for voice in vocabulary()['voices'] if voice != voice_of(brief)]
+    voices = [voice for voice in ('', *vocabulary()['voices']) if voice != voice_of(brief)]
     other = _spoken(brief, plan, voices[random.integers(len(voices))], random)
     if kind == 1 and voice_of(brief) and other is not None:
       return [good, other]
     first, *rest = re.split(r'(?<=[.!?]) ', good.body)
     return [good, good._replace(body=' '.join([first, *rest[:-1], first]))]
-
-
-def voice_of(brief: Brief) -> str:
-  """The voice of words.json that the style of a brief's audience is spoken to in; '' for any."""
-  style = load_taxonomy().style_of(brief.audience)
-  return style if style in vocabulary()['voices'] else ''
 
 
 def _planned(brief: Brief, random: np.random.Generator) -> tuple[Plan, Copy | None]:
@@ -134,8 +128,10 @@ def _planned(brief: Brief, random: np.random.Generator) -> tuple[Plan, Copy | No
 
 
 def _spoken(brief: Brief, plan: Plan, voice: str, random: np.random.Generator) -> Copy | None:
-  """A plan in a voice, None where no wording that is drawn keeps the lengths."""
-  drawn = (word_copy(brief, plan, random, voice) for _ in range(_TRIES))
+  """A plan in a voice, plain sentences among its own, or in '' plain; None where no wording is short enough."""
+  own, plain = vocabulary()['voices'].get(voice), wordings('')
+  words = {**own, 'sentences': wordings(voice)['sentences']} if own else plain
+  drawn = (word_copy(brief, plan, random, words) for _ in range(_TRIES))
   limits = limits_for(brief)
   fits = lambda copy: all(len(text) <= most for text, most in zip(copy, limits, strict=True))
   return next(filter(fits, drawn), None)

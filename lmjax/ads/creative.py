@@ -5,13 +5,13 @@ there with its unit and what qualifies it, a negation with what it denies.
 """
 
 import functools
-import itertools
 import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lmjax.ads.audience import load_taxonomy
 from lmjax.ads.brief import Brief, Refused
 from lmjax.ads.policy import review_text, views
 
@@ -21,6 +21,7 @@ _OFFER = re.compile(
   r'[%€$£]|\b(?:euros?|dollars?|pounds?|cents?|off|half price|discount)\b|\bfree (?:\w+ )?(?:delivery|'
   r'shipping|postage|trial|returns?|gifts?|samples?|entry|fitting|month|refills?|installation)\b'
 )
+_WORDINGS = ('headlines', 'sentences', 'actions')
 LONGEST_PRODUCT = 60  # characters, which the smallest banner has room for
 
 
@@ -109,16 +110,21 @@ def source_of(brief: Brief) -> str:
 
 @functools.cache
 def vocabulary() -> dict[str, Any]:
-  """words.json, `neutral` as one tuple of words; its wordings are `plain`, and those of voices beside them."""
+  """words.json, `neutral` as one tuple of words; its wordings are plain, and `voices` has those of styles."""
   data = json.loads(_DATA.read_text(encoding='utf-8'))
-  plain = {kind: data[kind] for kind in ('headlines', 'sentences', 'actions')}
-  voices = data['voices'].values()
-  spoken = {
-    kind: [*texts, *itertools.chain(*(voice[kind] for voice in voices))]
-    for kind, texts in plain.items()
-  }
-  neutral = tuple(dict.fromkeys(' '.join(data['neutral']).split()))
-  return {**data, 'neutral': neutral, 'plain': plain, **spoken}
+  return {**data, 'neutral': tuple(dict.fromkeys(' '.join(data['neutral']).split()))}
+
+
+def voice_of(brief: Brief) -> str:
+  """The voice of words.json that the style of a brief's audience is spoken to in; '' is none."""
+  style = load_taxonomy().style_of(brief.audience)
+  return style if style in vocabulary()['voices'] else ''
+
+
+def wordings(voice: str) -> dict[str, list[str]]:
+  """The headlines, sentences and actions that are plain, and those of a voice."""
+  own = vocabulary()['voices'].get(voice, {})
+  return {kind: [*vocabulary()[kind], *own.get(kind, [])] for kind in _WORDINGS}
 
 
 def _figures(text: str) -> dict[tuple[str, ...], str]:

@@ -6,13 +6,13 @@ What the grammar lets through is still checked (`creative.find_problems`). Extra
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from lmjax.ads.brief import Brief
-from lmjax.ads.creative import Copy, Limits, source_of, vocabulary
+from lmjax.ads.creative import Copy, Limits, source_of, vocabulary, voice_of, wordings
 from lmjax.core.errors import UserError
 from lmjax.data import chat
 from lmjax.generate.constrain import Grammar, Grammars
@@ -181,7 +181,7 @@ def _fits(brief: Brief, plan: Plan, limits: Limits) -> bool:
 
 def copy_schema(brief: Brief, limits: Limits, plan: Plan) -> dict[str, Any]:
   """A JSON schema of copies by a plan: sentences of words.json, filled with the brief's product and facts."""
-  words = vocabulary()
+  words = wordings(voice_of(brief))
   text = lambda pattern, limit: {'type': 'string', 'pattern': f'^{pattern}$', 'maxLength': limit}
   any_of = lambda name, facts: _any_of(_filled(words[name], brief.product, facts))
   return {
@@ -229,28 +229,26 @@ def draw_copies(
   brief: Brief, limits: Limits, count: int, random: np.random.Generator
 ) -> list[Copy]:
   """`count` copies without a model: the choices that the grammar leaves are drawn, no wording twice in a body."""
-  draw = lambda: word_copy(brief, plan_copy(brief, limits, random), random)
+  words = wordings(voice_of(brief))
+  draw = lambda: word_copy(brief, plan_copy(brief, limits, random), random, words)
   return [draw() for _ in range(count)]
 
 
-def word_copy(brief: Brief, plan: Plan, random: np.random.Generator, voice: str = '') -> Copy:
-  """A plan in wordings drawn at random, of any length: all that there are, or a voice's.
+def word_copy(
+  brief: Brief, plan: Plan, random: np.random.Generator, words: Mapping[str, Sequence[str]]
+) -> Copy:
+  """A plan in `words` (see `wordings`) drawn at random, of any length."""
+  used: set[str] = set()
 
-  A voice has its own headlines and actions, and sentences beside the plain ones.
-  """
-  words, used = vocabulary(), set()
-  own = words['voices'][voice] if voice else words
-  sentences = [*words['plain']['sentences'], *own['sentences']] if voice else own['sentences']
-
-  def say(frames: Sequence[str], facts: Sequence[str]) -> str:
-    fitting = [frame for frame in frames if _slots(frame) == len(facts)]
+  def say(kind: str, facts: Sequence[str]) -> str:
+    fitting = [frame for frame in words[kind] if _slots(frame) == len(facts)]
     left = [frame for frame in fitting if frame not in used] or fitting
     used.add(frame := left[random.integers(len(left))])
     return _filled([frame], brief.product, facts)[0]
 
-  head = say(own['headlines'], plan.head)
-  body = ' '.join(say(sentences, facts) for facts in plan.sentences)
-  return Copy(head, body, own['actions'][random.integers(len(own['actions']))])
+  head = say('headlines', plan.head)
+  body = ' '.join(say('sentences', facts) for facts in plan.sentences)
+  return Copy(head, body, say('actions', ()))
 
 
 def _clean(text: str) -> str:

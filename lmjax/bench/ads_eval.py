@@ -12,8 +12,7 @@ import numpy as np
 
 from lmjax.ads.audience import load_taxonomy
 from lmjax.ads.brief import Brief
-from lmjax.ads.copies import voice_of
-from lmjax.ads.creative import Copy, vocabulary
+from lmjax.ads.creative import Copy, vocabulary, voice_of
 from lmjax.ads.evaluate import JUDGED, measure_blocks, read_briefs
 from lmjax.ads.generator import Sample, count_slot_errors, make_samples
 from lmjax.ads.maker import TEMPLATE, TRIES, Candidate, Maker, Making, limits_for
@@ -240,7 +239,7 @@ class AdsEval(Task):
 
 
 def _in_voice(copies: Iterable[tuple[Brief, Copy]]) -> list[bool]:
-  """Of each copy for a style that has a voice (`copies.py`), whether its action is one of that voice's."""
+  """Of each copy for a style that has a voice of words.json, whether its action is one of that voice's."""
   told = ((voice_of(brief), copy) for brief, copy in copies)
   voices = vocabulary()['voices']
   return [copy.action in voices[voice]['actions'] for voice, copy in told if voice]

@@ -1,5 +1,6 @@
 """Copy to learn from: asked for as it is asked for later, faithful, in its style's voice; wrong rows are counted."""
 
+import itertools
 import json
 import re
 
@@ -10,8 +11,8 @@ from small_models import random_params
 
 from lmjax.ads.audience import load_taxonomy
 from lmjax.ads.brief import parse_brief
-from lmjax.ads.copies import Copies, CopyPairs, voice_of
-from lmjax.ads.creative import Copy, Limits, find_problems, vocabulary
+from lmjax.ads.copies import Copies, CopyPairs
+from lmjax.ads.creative import Copy, Limits, find_problems, vocabulary, voice_of, wordings
 from lmjax.ads.generator import goods
 from lmjax.ads.maker import limits_for
 from lmjax.ads.studio import Studio
@@ -34,7 +35,7 @@ TEMPLATE = (
   "{{ '<|end|>' if m['role'] == 'assistant' else '|' }}{% endfor %}"
   "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
 )
-_WORDS = [*vocabulary()['headlines'], *vocabulary()['sentences'], *vocabulary()['actions']]
+_WORDS = itertools.chain(*wordings('playful').values())
 TOKENIZER = train([*_WORDS, *[json.dumps(BRIEF), json.dumps(COPY, separators=(',', ':'))] * 9], 700)
 
 
@@ -72,10 +73,9 @@ def test_of_a_pair_that_was_made_up_the_first_alone_is_faithful_and_in_the_voice
     assert find_problems(brief, chosen, Limits(60, 140, 22)) == []
     problems = {one.kind for one in find_problems(brief, rejected, Limits(99, 999, 22))}
     assert chosen != rejected
-    voice = vocabulary()['voices'].get(voice_of(brief))
-    if voice:
-      assert chosen.action in voice['actions']
-      assert problems or rejected.action not in voice['actions']
+    actions = vocabulary()['voices'].get(voice_of(brief), wordings(''))['actions']
+    assert chosen.action in actions
+    assert problems or rejected.action not in actions
     kinds.append('repeat' if 'repeat' in problems else 'wrong' if problems else 'voice')
   assert min(kinds.count(kind) for kind in ('repeat', 'wrong', 'voice')) >= 8, kinds
 
@@ -91,6 +91,7 @@ def test_each_style_has_a_voice_with_words_for_every_plan():
     )  # what the smallest format has room for
   assert voice_of(parse_brief(BRIEF)) == 'playful'
   assert voice_of(parse_brief({'product': 'Oat bread'})) == ''
+  assert wordings('')['actions'] == vocabulary()['actions']
 
 
 def test_a_model_learns_what_it_is_asked_and_what_the_grammar_lets_it_answer(tmp_path):

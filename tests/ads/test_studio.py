@@ -1,5 +1,6 @@
 """A brief becomes a folder of reviewed creatives; a person decides, on what was reviewed alone."""
 
+import itertools
 import json
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from PIL import Image
 
 from lmjax.ads.brief import Refused, parse_brief
-from lmjax.ads.creative import Copy, Limits, Problem, find_problems, limits_of, vocabulary
+from lmjax.ads.creative import Copy, Limits, Problem, find_problems, limits_of, vocabulary, wordings
 from lmjax.ads.record import Decide, make_record
 from lmjax.ads.studio import Studio
 from lmjax.ads.writer import Plan, _filled, copy_schema, draw_copies, plan_copy
@@ -95,11 +96,12 @@ def test_a_model_is_held_to_the_briefs_words():
   assert fits(good._asdict())
   assert find_problems(brief, good, limits) == []
   wide = Limits(200, 200, 30)
-  for name in ('headlines', 'sentences'):
+  voices = [wordings(voice) for voice in vocabulary()['voices']]
+  for name, words in itertools.product(('headlines', 'sentences'), voices):
     for facts in ((), brief.facts[:1], brief.facts[1:]):
-      for text in _filled(vocabulary()[name], brief.product, facts):
+      for text in _filled(words[name], brief.product, facts):
         assert find_problems(brief, Copy(text, '', 'See more'), wide) == []
-  for action in vocabulary()['actions']:
+  for action in itertools.chain(*(words['actions'] for words in voices)):
     assert find_problems(brief, Copy('Oat bread', '', action), wide) == []
   for body in (
     'Oat bread cures you.',
