@@ -149,6 +149,12 @@ class Engine:
     return self._scheduler.waiting
 
   @property
+  def full(self) -> bool:
+    """Whether a request that comes now is refused."""
+    with self._change:
+      return self._scheduler.room < 1
+
+  @property
   def running(self) -> int:
     return len(self._scheduler.running)
 

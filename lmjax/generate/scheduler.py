@@ -132,6 +132,12 @@ class Scheduler:
     return len(self._queue)
 
   @property
+  def room(self) -> int:
+    """How many more requests may come: so many may be without their first token."""
+    unanswered = sum(not running.added for running in self.running)
+    return self._bound - self.waiting - unanswered
+
+  @property
   def running(self) -> list[Running]:
     return [running for running in self._rows if running is not None]
 
@@ -148,8 +154,7 @@ class Scheduler:
     """
     for request in requests:
       self._check(request)
-    unanswered = sum(not running.added for running in self.running)
-    if self.waiting + unanswered + len(requests) > self._bound:
+    if len(requests) > self.room:
       raise Full
     for request in requests:
       # The first requests of all owners come before the second of any, whoever came when.

@@ -34,6 +34,7 @@ def chat_routes(service: Service) -> APIRouter:
     entry = http.scope['state']['audit']
     entry |= {'model': body.model, 'asked': [message.model_dump() for message in body.messages]}
     chat = _Chat(service, body)
+    service.check_room()
     why = await run_in_threadpool(service.refuses, chat.asked, 'input')
     if why is not None:
       entry['refused'] = [{'side': 'input', 'why': why}]

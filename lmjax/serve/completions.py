@@ -31,6 +31,7 @@ def completion_routes(service: Service) -> APIRouter:
       )
     entry = http.scope['state']['audit']
     entry |= {'model': body.model, 'asked': body.prompt}
+    service.check_room()
     prompts = await run_in_threadpool(read_prompts, service, body.prompt, 'prompt')
     texts = [service.tokenizer.text(prompt) for prompt in prompts]
     why = await run_in_threadpool(service.refuses, '\n'.join(texts), 'input')

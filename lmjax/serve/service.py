@@ -219,16 +219,20 @@ class Service:
     try:
       self.engine.submit(*answers.requests)
     except Full:
-      seconds = max(1, round(self._step_seconds * (1 + self.engine.waiting)))
-      raise ApiError(
-        429,
-        f'as many requests wait as may: try again in {seconds} s',
-        code='overloaded',
-        retry_seconds=seconds,
-      ) from None
+      raise self._overloaded() from None
     except Stopped:
       raise ApiError(503, ENDED) from None
     return answers
+
+  def check_room(self) -> None:
+    """ApiError 429 where there is none: before a prompt is encoded, as refusing must cost little."""
+    if self.engine.full:
+      raise self._overloaded()
+
+  def _overloaded(self) -> ApiError:
+    seconds = max(1, round(self._step_seconds * (1 + self.engine.waiting)))
+    message = f'as many requests wait as may: try again in {seconds} s'
+    return ApiError(429, message, code='overloaded', retry_seconds=seconds)
 
   def took(self, seconds: float) -> None:
     """Learns how long answers take, for who is told to come back later."""
