@@ -117,11 +117,15 @@ class BenchServe(Task):
     return report
 
   def _measure_overload(self, address: str, prompts: Sequence[str]) -> dict[str, Any]:
-    """The share sent away, and p99 times of the rest over those at 16 clients, to a first token and in all."""
+    """The share sent away, and p99 times of the rest over those at 16 clients, to a first token and in all.
+
+    Answers end after a half to one and a half times `tokens`: all of one length would end together, and
+    who then waits would wait for all.
+    """
     rate, count = 16 / self.gap_seconds, 16 * self.requests
     measure(address, self._load(prompts, 1.0, 1))
-    usual = measure(address, self._load(prompts, rate, count))
-    load = self._load(prompts, rate * self.overload, int(count * self.overload))
+    usual = measure(address, self._load(prompts, rate, count, varied=True))
+    load = self._load(prompts, rate * self.overload, int(count * self.overload), varied=True)
     heavy = measure(address, load)
     return {
       'shed': heavy.shed / len(load),
@@ -164,16 +168,20 @@ class BenchServe(Task):
     order = np.random.default_rng(self.seed).permutation(len(texts))
     return [_ASK + texts[i] for i in order]
 
-  def _load(self, prompts: Sequence[str], rate: float, count: int) -> list[tuple[float, dict]]:
+  def _load(
+    self, prompts: Sequence[str], rate: float, count: int, varied: bool = False
+  ) -> list[tuple[float, dict]]:
     """(seconds after the start, body) of every request."""
     count = count if count == 1 else max(_LEAST, count)
     rng = np.random.default_rng(self.seed + count)
     times = np.cumsum(rng.exponential(1 / rate, count))
-    same = {'max_tokens': self.tokens, 'temperature': 0.0, 'stream': True}
-    same |= {'stream_options': {'include_usage': True}}
+    same = {'temperature': 0.0, 'stream': True, 'stream_options': {'include_usage': True}}
+    asked = rng.integers(0, len(prompts), count)
+    least = self.tokens // 2 if varied else self.tokens
+    lengths = rng.integers(least, 2 * self.tokens - least, count, endpoint=True)
     bodies = [
-      {**same, 'messages': [{'role': 'user', 'content': prompts[i % len(prompts)]}]}
-      for i in rng.integers(0, len(prompts), count)
+      {**same, 'max_tokens': most, 'messages': [{'role': 'user', 'content': prompts[i]}]}
+      for i, most in zip(asked, lengths.tolist(), strict=True)
     ]
     return list(zip(times.tolist(), bodies, strict=True))
 
