@@ -75,6 +75,11 @@ class BenchServe(Task):
     'Requests that may wait for a first token at the server that is overloaded: few, so that none waits long.',
     low=1,
   )
+  overload_patience: int = leaf(
+    8,
+    'Its --batching.patience: answers of one length end together, and who waited would wait for all.',
+    low=1,
+  )
   soak_minutes: float = leaf(
     0.0,
     "Only let 16 clients ask lmjax's server for so long, and watch its memory; 0: measure all.",
@@ -110,22 +115,21 @@ class BenchServe(Task):
     ratios = {n: _ratios(cells) for n, cells in found.items()}
     report: Report = {'clients': found, 'speedup': ratios, 'cores': processor.cores()}
     if self.overload:
-      queue = f'--batching.queue={self.overload_queue}'
-      with _lmjax(self.checkpoint, workdir / 'overload', queue) as server:
+      bounds = (
+        f'--batching.queue={self.overload_queue}',
+        f'--batching.patience={self.overload_patience}',
+      )
+      with _lmjax(self.checkpoint, workdir / 'overload', *bounds) as server:
         report['overload'] = self._measure_overload(server.address, prompts)
       print(f'  overload: {report["overload"]}', flush=True)
     return report
 
   def _measure_overload(self, address: str, prompts: Sequence[str]) -> dict[str, Any]:
-    """The share sent away, and p99 times of the rest over those at 16 clients, to a first token and in all.
-
-    Answers end after a half to one and a half times `tokens`: all of one length would end together, and
-    who then waits would wait for all.
-    """
+    """The share sent away, and p99 times of the rest over those at 16 clients, to a first token and in all."""
     rate, count = 16 / self.gap_seconds, 16 * self.requests
     measure(address, self._load(prompts, 1.0, 1))
-    usual = measure(address, self._load(prompts, rate, count, varied=True))
-    load = self._load(prompts, rate * self.overload, int(count * self.overload), varied=True)
+    usual = measure(address, self._load(prompts, rate, count))
+    load = self._load(prompts, rate * self.overload, int(count * self.overload))
     heavy = measure(address, load)
     return {
       'shed': heavy.shed / len(load),
@@ -168,20 +172,16 @@ class BenchServe(Task):
     order = np.random.default_rng(self.seed).permutation(len(texts))
     return [_ASK + texts[i] for i in order]
 
-  def _load(
-    self, prompts: Sequence[str], rate: float, count: int, varied: bool = False
-  ) -> list[tuple[float, dict]]:
+  def _load(self, prompts: Sequence[str], rate: float, count: int) -> list[tuple[float, dict]]:
     """(seconds after the start, body) of every request."""
     count = count if count == 1 else max(_LEAST, count)
     rng = np.random.default_rng(self.seed + count)
     times = np.cumsum(rng.exponential(1 / rate, count))
-    same = {'temperature': 0.0, 'stream': True, 'stream_options': {'include_usage': True}}
-    asked = rng.integers(0, len(prompts), count)
-    least = self.tokens // 2 if varied else self.tokens
-    lengths = rng.integers(least, 2 * self.tokens - least, count, endpoint=True)
+    same = {'max_tokens': self.tokens, 'temperature': 0.0, 'stream': True}
+    same |= {'stream_options': {'include_usage': True}}
     bodies = [
-      {**same, 'max_tokens': most, 'messages': [{'role': 'user', 'content': prompts[i]}]}
-      for i, most in zip(asked, lengths.tolist(), strict=True)
+      {**same, 'messages': [{'role': 'user', 'content': prompts[i % len(prompts)]}]}
+      for i in rng.integers(0, len(prompts), count)
     ]
     return list(zip(times.tolist(), bodies, strict=True))
 

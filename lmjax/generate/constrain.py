@@ -13,7 +13,8 @@ from lmjax.core.errors import UserError
 from lmjax.data.tokenizer import Tokenizer
 
 # What llguidance may do at once: a tenth to two fifths of its own bounds, with which a mask takes
-# seconds. It follows a text that leaves no choice to its end and makes tokens of that for every mask, so this has a bound too.
+# seconds. It follows a text that leaves no choice to its end and makes tokens of that for every mask, so
+# this has a bound too.
 _LIMITS: dict[str, Any] = {
   'initial_lexer_fuel': 100_000,
   'step_lexer_fuel': 20_000,

@@ -42,6 +42,9 @@ class Batching(Config):
   )
   chunk: int = leaf(128, 'Tokens of a step at most, which long prompts are cut to.', low=2)
   queue: int = leaf(32, 'Requests that may wait for their first token; more are refused.', low=1)
+  patience: int | None = leaf(
+    None, 'Steps in which a row must be sure to be free, or a request is refused; none: any.', low=1
+  )
   lookup: int = leaf(
     4, 'Tokens guessed ahead by what followed the same words before; 0: none.', low=0
   )
@@ -124,6 +127,7 @@ class Engine:
       slots=slots,
       budget=batching.chunk,
       queue=batching.queue,
+      patience=batching.patience,
       drafts=batching.lookup,
       wanted=wanted,
     )

@@ -101,13 +101,22 @@ class Scheduler:
   """The queue and the rows."""
 
   def __init__(
-    self, *, rows: int, slots: int, budget: int, queue: int, drafts: int = 0, wanted: int = 32
+    self,
+    *,
+    rows: int,
+    slots: int,
+    budget: int,
+    queue: int,
+    patience: int | None = None,
+    drafts: int = 0,
+    wanted: int = 32,
   ) -> None:
     """Prepares `rows` rows of `slots` tokens.
 
     Args:
       budget: tokens of a step at most, more than `rows`.
       queue: requests that may wait for their first token, in a row or before they get one.
+      patience: steps in which a row must be sure to be free for a request that comes; None: any.
       drafts: tokens guessed ahead of a sequence at most, by looking up what followed the same words
         earlier in it.
       wanted: draws of a step at most, no fewer than `rows`.
@@ -117,7 +126,7 @@ class Scheduler:
         f'{rows} sequences at a time leave no room for prompts in steps of {budget} tokens and '
         f'{wanted} draws: pass fewer'
       )
-    self._slots, self._budget, self._bound = slots, budget, queue
+    self._slots, self._budget, self._bound, self._patience = slots, budget, queue, patience
     self._drafts, self._wanted = drafts, wanted
     self._pages = Pages(rows)
     self._rows: list[Running | None] = [None] * rows
@@ -133,9 +142,14 @@ class Scheduler:
 
   @property
   def room(self) -> int:
-    """How many more requests may come: so many may be without their first token."""
+    """How many more requests may come: the queue is bounded, and so is how long its last may wait."""
     unanswered = sum(not running.added for running in self.running)
-    return self._bound - self.waiting - unanswered
+    room = self._bound - self.waiting - unanswered
+    if self._patience is None:
+      return room
+    left = [running.request.max_tokens - running.added for running in self.running]
+    soon = len(self._rows) - len(left) + sum(steps <= self._patience for steps in left)
+    return min(room, soon - self.waiting)
 
   @property
   def running(self) -> list[Running]:

@@ -161,3 +161,28 @@ def test_where_a_draw_depends_on_those_before_nothing_is_guessed():
   scheduler = make_scheduler(rows=1, drafts=3)
   trace = run(scheduler, {0: [('a', request)]}, 2, lambda span: [3] * span.wanted)
   assert trace[1] == [('a', 0, 5, 1, 1)]
+
+
+def test_who_might_wait_longer_than_its_patience_is_refused():
+  scheduler = make_scheduler(patience=3)
+  scheduler.add(make_request(3, 6), make_request(3, 9))
+  with pytest.raises(Full):
+    scheduler.add(make_request(3))
+  assert list(rooms_of(scheduler, 6)) == [
+    0,
+    0,
+    1,
+    1,
+    1,
+    2,
+  ]  # the first has 3 to go after 3 steps, the other after 6
+
+
+def rooms_of(scheduler, steps):
+  """The room after each step; one that is done leaves its row at once."""
+  for number in range(steps):
+    for span in scheduler.plan(float(number)).spans:
+      scheduler.advance(span, [900] * span.wanted)
+      if span.running.added >= span.running.request.max_tokens:
+        scheduler.finish(span.running)
+    yield scheduler.room
