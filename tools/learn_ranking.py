@@ -12,10 +12,10 @@ import sys
 import time
 from pathlib import Path
 
+from lmjax.core.metrics import progress
 from lmjax.interop.encoder import MINILM
 from lmjax.search.embed import open_embedder
 from lmjax.search.engine import Engine
-from lmjax.search.evaluate import progress
 from lmjax.search.posts import read_boolq
 from lmjax.search.ranking import (
   FEATURES,

@@ -19,11 +19,11 @@ from lmjax.bench.side import Turn
 from lmjax.core import processor
 from lmjax.core.config import leaf, part
 from lmjax.core.errors import UserError
+from lmjax.core.metrics import progress
 from lmjax.core.task import Report, Task
 from lmjax.data.sources import Posts, Rows
 from lmjax.interop.encoder import MINILM
 from lmjax.search.embed import open_embedder
-from lmjax.search.evaluate import progress
 from lmjax.search.ranking import POOL
 from lmjax.search.vectors import GRAPH, Precision, build_vectors
 

@@ -5,6 +5,7 @@ it; the group `held_out` holds the results of an evaluation. Knows nothing of wh
 but for those the terminal shows: loss, tokens_per_second, mfu (a share) and seconds_left.
 """
 
+import functools
 import json
 import math
 import os
@@ -234,3 +235,20 @@ def evaluation_text(step: int, metrics: Metrics) -> str:
     if name.startswith(EVALUATION)
   )
   return f'step {step:,}  held out: {results}'
+
+
+def progress(what: str, say: Callable[[str], None] | None = None) -> Callable[[int, int], None]:
+  """(how many more, of how many) -> says `600 of 6,000 posts read, ETA 40s` at each tenth."""
+  begun, done = time.monotonic(), 0
+  tell = say or functools.partial(print, flush=True)
+
+  def show(more: int, total: int) -> None:
+    nonlocal done
+    before, done = 10 * done // total, done + more
+    if 10 * done // total > before:
+      left = (time.monotonic() - begun) * (total - done) / done
+      tell(
+        f'{done:,} of {total:,} {what}' + (f', ETA {duration_text(left)}' if done < total else '')
+      )
+
+  return show

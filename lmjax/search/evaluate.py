@@ -7,6 +7,7 @@ import numpy as np
 
 from lmjax.core.config import leaf
 from lmjax.core.errors import UserError, need
+from lmjax.core.metrics import progress
 from lmjax.core.storage import at
 from lmjax.core.task import Report, Task, write_json
 from lmjax.interop.encoder import MINILM, LoadedEncoder, save_encoder
@@ -125,16 +126,3 @@ def table(methods: dict[str, dict[str, float]]) -> str:
   for method, means in methods.items():
     lines.append(f'{method:10}' + ''.join(f'{means[name]:14.3f}' for name in MEASURES))
   return '\n'.join(lines)
-
-
-def progress(what: str):
-  """(how many more, of how many) -> prints a line at each tenth."""
-  done = 0
-
-  def show(more: int, total: int) -> None:
-    nonlocal done
-    before, done = 10 * done // total, done + more
-    if 10 * done // total > before:
-      print(f'{done:,} of {total:,} {what}', flush=True)
-
-  return show

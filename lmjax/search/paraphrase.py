@@ -7,12 +7,12 @@ import numpy as np
 
 from lmjax.core import tree
 from lmjax.core.errors import UserError
+from lmjax.core.metrics import progress
 from lmjax.data import chat
 from lmjax.generate.engine import generate
 from lmjax.generate.prepare import prepare
 from lmjax.generate.sampler import Sampler
 from lmjax.interop.load import Loaded
-from lmjax.search.evaluate import progress
 from lmjax.search.kept import kept
 
 _ASKED = 'Say this in other words, in one sentence, and nothing else:\n\n'

@@ -12,6 +12,7 @@ from lmjax.core import assets
 from lmjax.core.clock import duration_text
 from lmjax.core.config import leaf, part
 from lmjax.core.errors import UserError
+from lmjax.core.metrics import progress
 from lmjax.core.task import Report, Task
 from lmjax.data.files import numbered_lines
 from lmjax.data.sources import Posts, Rows
@@ -25,7 +26,6 @@ from lmjax.search.evaluate import (
   QUERIES,
   encoder_of,
   load_tuned,
-  progress,
   table,
 )
 from lmjax.search.index import Index, from_posts

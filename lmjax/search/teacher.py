@@ -10,12 +10,12 @@ import numpy as np
 
 from lmjax.core import tree
 from lmjax.core.errors import UserError
+from lmjax.core.metrics import progress
 from lmjax.core.outside import find_function
 from lmjax.core.storage import at
 from lmjax.generate.choices import Pair, score_continuations
 from lmjax.interop.load import Loaded, load
 from lmjax.search.embed import Embedder, open_embedder
-from lmjax.search.evaluate import progress
 from lmjax.search.kept import kept
 
 Says = Literal['cosine', 'likelihood']

@@ -13,13 +13,14 @@ import optax
 
 from lmjax.core.config import leaf, part
 from lmjax.core.errors import UserError, need
+from lmjax.core.metrics import progress
 from lmjax.core.task import Report, Task
 from lmjax.data.shuffle import permutation
 from lmjax.interop.encoder import MINILM
 from lmjax.objectives.contrastive import info_nce
 from lmjax.search.embed import open_embedder
 from lmjax.search.engine import Engine
-from lmjax.search.evaluate import DOCUMENTS, ENCODER, QUERIES, Tuned, progress, save_tuned
+from lmjax.search.evaluate import DOCUMENTS, ENCODER, QUERIES, Tuned, save_tuned
 from lmjax.search.ranking import (
   FEATURES,
   READ,

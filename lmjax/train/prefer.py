@@ -14,6 +14,7 @@ from lmjax.adapt.lora import Adapter, Lora
 from lmjax.core import assets, tree
 from lmjax.core.config import part
 from lmjax.core.errors import UserError
+from lmjax.core.metrics import progress
 from lmjax.core.task import Report
 from lmjax.core.types import Params
 from lmjax.data.conversations import Chats, Conversations, sort_rows
@@ -99,11 +100,12 @@ class Preferring(Tuning):
   def _each(self, f: Callable, params: Params, numbers: range) -> np.ndarray:
     """`f(params, batch)`, [B, 2] on every device, of all pairs of these numbers: f32 [pairs, 2]."""
     run = jax.jit(f, out_shardings=self._everywhere)
-    found = []
+    found, show = [], progress('pairs', hosts.say)
     with jax.set_mesh(self._mesh):
       for some in _groups(numbers, self.task.batch):
         batch = place(self._read(some), batch_sharding(self._mesh, ('batch',)), self.task.batch)
         found.append(np.asarray(run(params, batch)))
+        show(sum(number >= 0 for number in some), len(numbers))
     return np.concatenate(found)[: len(numbers)]
 
   def conclude(self, job: Any, state: TrainState, step: int) -> Report:

@@ -10,7 +10,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from lmjax.core.config import leaves
-from lmjax.core.metrics import Jsonl, Tee, TensorBoard, Terminal, Writers
+from lmjax.core.metrics import Jsonl, Tee, TensorBoard, Terminal, Writers, progress
 
 
 def read(path):
@@ -215,3 +215,12 @@ def test_a_tee_of_none_writes_nowhere(capsys):
 
 def test_writers_may_change_between_starts():
   assert all(leaf.run for leaf in leaves(Writers()))
+
+
+def test_progress_is_told_at_each_tenth_with_the_time_left():
+  told = []
+  show = progress('pairs', told.append)
+  for _ in range(40):
+    show(1, 40)
+  assert [line.split(',')[0] for line in told] == [f'{4 * n} of 40 pairs' for n in range(1, 11)]
+  assert all(', ETA ' in line for line in told[:-1]) and told[-1] == '40 of 40 pairs'
