@@ -223,4 +223,5 @@ def test_progress_is_told_at_each_tenth_with_the_time_left():
   for _ in range(40):
     show(1, 40)
   assert [line.split(',')[0] for line in told] == [f'{4 * n} of 40 pairs' for n in range(1, 11)]
-  assert all(', ETA ' in line for line in told[:-1]) and told[-1] == '40 of 40 pairs'
+  assert all(', ETA ' in line for line in told[:-1])
+  assert told[-1] == '40 of 40 pairs'
