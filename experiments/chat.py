@@ -12,6 +12,7 @@ from lmjax.train.prefer import Prefer, TrainReward
 from lmjax.train.tune_chat import TuneChat, TunePosts
 
 _DECAY = WarmupStableDecay(warmup_fraction=0.05, decay_fraction=0.7)
+_BBQ = Chats(chats='bbq', held_out=0.3)
 
 
 @experiment
@@ -58,13 +59,13 @@ def posts_adapt_smol() -> TunePosts:
 def chat_dpo_smol() -> Prefer:
   """Teach SmolLM2-135M by DPO to answer what a passage says, and no more, about people."""
   return Prefer(
-    steps=50,
+    steps=180,
     batch=4,
-    length=320,
-    source=Chats(chats='bbq', most_rows=480, held_out=0.5),
+    length=256,
+    source=_BBQ,
     lora=Lora(rank=16, alpha=32.0),
     objective=Preference(kind='dpo', beta=0.1, chunk=64),
-    optimizer=AdamW(peak_lr=5e-4, weight_decay=0.0, schedule=_DECAY),
+    optimizer=AdamW(peak_lr=2.5e-4, weight_decay=0.0, schedule=_DECAY),
     checkpoint=Checkpoint(every_steps=20),
     evaluate_every=1000,
   )
@@ -74,12 +75,12 @@ def chat_dpo_smol() -> Prefer:
 def reward_smol() -> TrainReward:
   """Make a model of rewards of SmolLM2-135M, from the same pairs."""
   return TrainReward(
-    steps=50,
+    steps=100,
     batch=4,
-    length=320,
-    source=Chats(chats='bbq', most_rows=480, held_out=0.5),
+    length=256,
+    source=_BBQ,
     lora=Lora(rank=16, alpha=32.0),
-    optimizer=AdamW(peak_lr=5e-4, weight_decay=0.0, schedule=_DECAY),
+    optimizer=AdamW(peak_lr=2.5e-4, weight_decay=0.0, schedule=_DECAY),
     checkpoint=Checkpoint(every_steps=20),
     evaluate_every=1000,
   )
