@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from lmjax.search.cross import ScorePairs
 from lmjax.search.embed import Embedder, Progress
 from lmjax.search.ranking import (
   READ,
@@ -21,6 +22,7 @@ from lmjax.search.sets import Document, Query
 from lmjax.search.words import Bm25, split_words
 
 RERANKED = 20  # documents of a query that are read again
+CROSSED = 10  # of these, that are read together with it
 KEPT = 20  # documents of a ranking
 
 Scores = dict[str, float]
@@ -89,20 +91,46 @@ class Engine:
       for one, more in zip(best, read, strict=True)
     ]
 
+  def read_together(
+    self, texts: Sequence[str], again: Sequence[Candidates], ranking: Ranking, cross: ScorePairs
+  ) -> list[Candidates]:
+    """The CROSSED best of candidates that were read again, with the feature CROSS too."""
+    best = []
+    for one in again:
+      chosen = top(weigh(one, ranking.reranked), CROSSED)
+      best.append(Candidates(one.documents[chosen], one.features[chosen]))
+    pairs = [(text, i) for text, one in zip(texts, best, strict=True) for i in one.documents]
+    scores = cross([text for text, _ in pairs], [self.documents[i].whole for _, i in pairs])
+    parts = np.split(scores, np.cumsum([len(one.documents) for one in best])[:-1])
+    return [
+      Candidates(one.documents, np.column_stack([one.features, mine]).astype(np.float32))
+      for one, mine in zip(best, parts, strict=True)
+    ]
+
   def rank(
-    self, texts: Sequence[str], vectors: np.ndarray, ranking: Ranking
+    self,
+    texts: Sequence[str],
+    vectors: np.ndarray,
+    ranking: Ranking,
+    cross: ScorePairs | None = None,
   ) -> dict[str, list[Scores]]:
     """Method -> for each query, the ids of its first documents with their scores.
 
     `bm25` and `dense` rank all documents; `hybrid` their candidates, of which `reranked` puts the
     first in another order, by what reading them again says (READ), unless that weighs nothing.
+
+    Args:
+      cross: who reads the first of these together with the query; None: nobody.
     """
     found = self.find(texts, vectors, ranking)
     again, reranking = found, ranking.hybrid
-    if any(ranking.reranked[name] for name in READ):
-      tokens = bool(ranking.reranked[READ[-1]])
+    last = ranking.cross if cross else ranking.reranked
+    if cross or any(ranking.reranked[name] for name in READ):
+      tokens = bool(last[READ[-1]] or ranking.reranked[READ[-1]])
       again = self.read_again(texts, vectors, found, ranking, tokens=tokens)
-      reranking = ranking.reranked
+      reranking = last
+    if cross:
+      again = self.read_together(texts, again, ranking, cross)
     ranked: dict[str, list[Scores]] = {'bm25': [], 'dense': [], 'hybrid': [], 'reranked': []}
     for number, words in enumerate(self.score_words(texts, ranking)):
       for method, scores in (

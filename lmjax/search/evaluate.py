@@ -1,5 +1,7 @@
 """The task that measures search on judged queries, and what `--checkpoint` means to it."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,8 +13,9 @@ from lmjax.core.metrics import progress
 from lmjax.core.storage import at
 from lmjax.core.task import Report, Task, write_json
 from lmjax.interop.encoder import MINILM, LoadedEncoder, save_encoder
+from lmjax.search.cross import open_cross
 from lmjax.search.embed import Embedder, open_embedder
-from lmjax.search.engine import Engine
+from lmjax.search.engine import Engine, Scores
 from lmjax.search.ranking import METHODS, Ranking, load_ranking
 from lmjax.search.sets import MEASURES, measure, read_documents, read_queries
 
@@ -20,6 +23,9 @@ DOCUMENTS = 'JSONL, plain or compressed: id, text and perhaps title of each.'
 QUERIES = 'JSONL, plain or compressed: id, text and relevant (ids of documents) of each.'
 ENCODER = (
   'What makes vectors: the folder of an encoder (BERT), an asset, or any model, as --checkpoint.'
+)
+CROSS_HELP = (
+  'Reads the first documents with the query: a model, as --checkpoint, or package.module:function.'
 )
 _RANKING, _ADAPTER, _TUNED, _ENCODER = 'ranking.json', 'adapter.npy', 'tuned.json', 'encoder'
 
@@ -29,15 +35,23 @@ class Tuned(NamedTuple):
 
   Attributes:
     adapter_DD: f32, what is added to a query's vector: vector @ adapter_DD.
+    cross: who reads the first documents together with the query; '' = nobody.
   """
 
   ranking: Ranking
   adapter_DD: np.ndarray
+  cross: str = ''
 
   def adapt(self, vectors: np.ndarray) -> np.ndarray:
     """Queries' vectors f32 [queries, D], moved to where their answers are."""
     moved = vectors + vectors @ self.adapter_DD
     return moved / np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), 1e-12)
+
+  def rank(self, engine: Engine, texts: Sequence[str], cross: str) -> dict[str, list[Scores]]:
+    """`Engine.rank`; `cross` reads the first documents together with the query, '' = its own does."""
+    cross = cross or self.cross
+    asked = open_cross('cross', cross) if cross else None
+    return engine.rank(texts, self.adapt(engine.embedder.embed(texts)), self.ranking, asked)
 
 
 def save_tuned(folder: Path, tuned: Tuned, embedder: Embedder, *, changed: bool) -> None:
@@ -51,7 +65,7 @@ def save_tuned(folder: Path, tuned: Tuned, embedder: Embedder, *, changed: bool)
     save_encoder(folder / _ENCODER, embedder.loaded)
   tuned.ranking.save(folder / _RANKING)
   np.save(folder / _ADAPTER, tuned.adapter_DD)
-  write_json(folder / _TUNED, {'embedder': embedder.name})
+  write_json(folder / _TUNED, {'embedder': embedder.name, 'cross': tuned.cross})
 
 
 def encoder_of(checkpoint: str, encoder: str) -> str:
@@ -70,18 +84,19 @@ def load_tuned(checkpoint: str, embedder: Embedder) -> Tuned:
     return Tuned(load_ranking(), np.zeros((embedder.size, embedder.size), np.float32))
   folder = at(checkpoint)
   try:
-    said = (folder / _TUNED).read_text(encoding='utf-8')
+    said = json.loads((folder / _TUNED).read_text(encoding='utf-8'))
+    embedded, cross = said['embedder'], said['cross']
     adapter_DD = np.load(folder / _ADAPTER)
-  except (OSError, ValueError):
+  except (OSError, ValueError, KeyError, TypeError):
     raise UserError(
       f'--checkpoint={folder} holds no tuned search: pass the folder of a run of search_tune'
     ) from None
-  if embedder.name not in said:
+  if embedder.name != embedded:
     raise UserError(
       f'--checkpoint={folder} was tuned with another encoder, or for vectors of another size: pass the '
       '--encoder that it was tuned with'
     )
-  return Tuned(load_ranking(folder / _RANKING), adapter_DD)
+  return Tuned(load_ranking(folder / _RANKING), adapter_DD, cross)
 
 
 class SearchEval(Task):
@@ -91,6 +106,7 @@ class SearchEval(Task):
   queries: str = leaf('', QUERIES)
   checkpoint: str = leaf('', 'The folder of a run of search_tune; empty = as shipped.')
   encoder: str = leaf(MINILM, ENCODER)
+  cross: str = leaf('', f"{CROSS_HELP} Empty: the checkpoint's.")
   dimensions: int | None = leaf(
     None, 'Numbers of a vector that are kept, the first; none: all.', low=1
   )
@@ -105,7 +121,7 @@ class SearchEval(Task):
     tuned = load_tuned(self.checkpoint, embedder)
     engine = Engine(documents, embedder, progress('documents read'))
     texts = [query.text for query in queries]
-    ranked = engine.rank(texts, tuned.adapt(embedder.embed(texts)), tuned.ranking)
+    ranked = tuned.rank(engine, texts, self.cross)
     ids = [query.id for query in queries]
     runs = {method: dict(zip(ids, ranked[method], strict=True)) for method in METHODS}
     methods = measure(queries, runs)
@@ -115,6 +131,7 @@ class SearchEval(Task):
       'queries': len(queries),
       'checkpoint': self.checkpoint or None,
       'embedder': embedder.name,
+      'cross': self.cross or tuned.cross or None,
       'ranking': tuned.ranking._asdict(),
       'methods': methods,
     }

@@ -21,6 +21,7 @@ from lmjax.models.encoder import Pooling
 from lmjax.search.embed import Embedder, open_embedder
 from lmjax.search.engine import Engine
 from lmjax.search.evaluate import (
+  CROSS_HELP,
   DOCUMENTS,
   ENCODER,
   QUERIES,
@@ -68,6 +69,7 @@ class SearchPosts(Task):
   )
   deleted: str = leaf('', 'File of ids, one a line: posts that may be in no index.', run=True)
   checkpoint: str = leaf('', 'The folder of a run of search_tune; empty = as shipped.', run=True)
+  cross: str = leaf('', f"{CROSS_HELP} Rates ranking. Empty: the checkpoint's.", run=True)
   freshness: float = leaf(0.0, 'Weight of how recent a post is.', low=0.0, run=True)
   engagement: float = leaf(0.0, 'Weight of how many likes a post has.', low=0.0, run=True)
   boolq: int = leaf(300, 'Questions over all BoolQ passages that rate ranking.', low=0, run=True)
@@ -142,7 +144,7 @@ class SearchPosts(Task):
       engine = Engine(documents, embedder, progress('documents read'))
       texts = [query.text for query in queries]
       tuned = load_tuned(self.checkpoint, embedder)
-      ranked = engine.rank(texts, tuned.adapt(embedder.embed(texts)), tuned.ranking)
+      ranked = tuned.rank(engine, texts, self.cross)
       ids = [query.id for query in queries]
       runs = {method: dict(zip(ids, ranked[method], strict=True)) for method in METHODS}
       found[name] = measure(queries, runs)

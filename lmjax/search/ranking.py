@@ -28,6 +28,8 @@ READ = (
   'title_meaning',  # cosine of the title with the query
   'late_interaction',
 )
+CROSS = 'cross'  # the score of a query and a document read together (`cross.py`)
+READ_WITH_CROSS = (*FEATURES, *READ, CROSS)
 METHODS = ('bm25', 'dense', 'hybrid', 'reranked')
 POOL = 100  # candidates that each of words and meaning gives
 _RANK = 10.0  # what a rank is counted from: place r counts 1 / (1 + r / _RANK)
@@ -40,6 +42,7 @@ class Ranking(NamedTuple):
     k1, b: of BM25.
     hybrid: weight of each of FEATURES.
     reranked: of these and of READ, what reading the first documents again says (`reading.py`).
+    cross: of these and of CROSS, which orders the first of these again where somebody is asked for it.
     trained_on: which queries they were learnt from.
   """
 
@@ -47,6 +50,7 @@ class Ranking(NamedTuple):
   b: float
   hybrid: Mapping[str, float]
   reranked: Mapping[str, float]
+  cross: Mapping[str, float]
   trained_on: str
 
   def save(self, path: Path) -> None:
@@ -58,7 +62,9 @@ def load_ranking(path: Path = SHIPPED) -> Ranking:
   try:
     said = json.loads(path.read_text(encoding='utf-8'))
     found = Ranking(**said)
-    if list(found.hybrid) != list(FEATURES) or list(found.reranked) != [*FEATURES, *READ]:
+    features = (FEATURES, (*FEATURES, *READ), READ_WITH_CROSS)
+    weights = (found.hybrid, found.reranked, found.cross)
+    if any(list(names) != list(own) for names, own in zip(features, weights, strict=True)):
       raise ValueError('its features are of another version')
     return found
   except (OSError, ValueError, TypeError) as error:
@@ -70,7 +76,7 @@ class Candidates(NamedTuple):
 
   Attributes:
     documents: i64 [C] their indices.
-    features: f32 [C, F], in the order of FEATURES and, where it was read again, READ.
+    features: f32 [C, F], in the order of FEATURES and, where it was read again, READ, and CROSS.
   """
 
   documents: np.ndarray

@@ -3,7 +3,7 @@
 Q queries, N documents, K negatives, D size of a vector.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -18,10 +18,12 @@ from lmjax.core.task import Report, Task
 from lmjax.data.shuffle import permutation
 from lmjax.interop.encoder import MINILM
 from lmjax.objectives.contrastive import info_nce
+from lmjax.search.cross import open_cross
 from lmjax.search.embed import open_embedder
 from lmjax.search.engine import Engine
-from lmjax.search.evaluate import DOCUMENTS, ENCODER, QUERIES, Tuned, save_tuned
+from lmjax.search.evaluate import CROSS_HELP, DOCUMENTS, ENCODER, QUERIES, Tuned, save_tuned
 from lmjax.search.ranking import (
+  CROSS,
   FEATURES,
   READ,
   Candidates,
@@ -59,6 +61,7 @@ class SearchTune(Task):
   rerank_queries: int = leaf(
     200, 'Queries that teach re-ranking at most, half of them only judge it: it is slow.', low=2
   )
+  cross: str = leaf('', f'{CROSS_HELP} What that weighs is learnt too.')
   train: EncoderTuning = part(EncoderTuning(), 'Learning of the encoder itself.')
   seed: int = leaf(0, 'Of the folds.', low=0)
 
@@ -115,21 +118,17 @@ class SearchTune(Task):
     adapter_DD = list(self._adapters(engine.vectors, vectors, relevant, every))[best]
     found = engine.find(texts, held_out[best], ranking)
     ranking = ranking._replace(hybrid=learn_weights(FEATURES, found, relevant))
-    ranking, reranking = self._rerank(engine, (texts, held_out[best], found, relevant), ranking)
-    told = {'mrr_held_out': gains, 'mrr_reranking': reranking}
-    report = {'ranking': ranking._asdict(), 'updates': counts[best], **told}
-    return Tuned(ranking, adapter_DD), report
+    ranking, told = self._rerank(engine, (texts, held_out[best], found, relevant), ranking)
+    report = {'ranking': ranking._asdict(), 'updates': counts[best], 'mrr_held_out': gains, **told}
+    return Tuned(ranking, adapter_DD, self.cross if ranking.cross[CROSS] else ''), report
 
   def _rerank(
     self,
     engine: Engine,
     queries: tuple[Sequence[str], np.ndarray, Sequence[Candidates], Sequence[set[int]]],
     ranking: Ranking,
-  ) -> tuple[Ranking, list[float]]:
-    """The ranking with weights for reading again, 0 where that puts answers no earlier.
-
-    Half of the queries teach and the other half say whether it does: (before, after), mean
-    reciprocal ranks. Then all teach.
+  ) -> tuple[Ranking, dict[str, list[float]]]:
+    """The ranking with weights for reading again and together, and what they gain: (before, after) each.
 
     Args:
       queries: texts, vectors that did not see these queries, candidates, and who answers.
@@ -137,16 +136,17 @@ class SearchTune(Task):
     texts, vectors, found, relevant = queries
     chosen = np.arange(len(texts)) < self.rerank_queries
     print(f'reading the first documents of {chosen.sum()} queries again', flush=True)
-    again = engine.read_again(_pick(texts, chosen), vectors[chosen], _pick(found, chosen), ranking)
-    good, names = _pick(relevant, chosen), (*FEATURES, *READ)
-    weights = learn_weights(names, again[::2], good[::2])
+    texts, found, good = (_pick(items, chosen) for items in (texts, found, relevant))
+    again = engine.read_again(texts, vectors[chosen], found, ranking)
     unread = {**ranking.hybrid, **dict.fromkeys(READ, 0.0)}
-    gains = [mean_of_first(again[1::2], good[1::2], one) for one in (unread, weights)]
-    print(
-      f'mean reciprocal rank by reading again, unseen queries: {gains[0]:.3f} -> {gains[1]:.3f}'
-    )
-    weights = learn_weights(names, again, good) if gains[1] > gains[0] else unread
-    return ranking._replace(reranked=weights), gains
+    weights, gains = _where_it_gains('by reading again', unread, again, good)
+    ranking, told = ranking._replace(reranked=weights), {'mrr_reranking': gains}
+    weights = {**weights, CROSS: 0.0}
+    if self.cross:
+      asked = open_cross('cross', self.cross)
+      together = engine.read_together(texts, again, ranking, asked)
+      weights, told['mrr_cross'] = _where_it_gains('by reading together', weights, together, good)
+    return ranking._replace(cross=weights), told
 
   def _adapters(self, documents, queries, relevant, every):
     """The matrix after 0, `every`, 2 x `every` ... updates, f32 [D, D] each."""
@@ -202,6 +202,21 @@ def tune_words(engine: Engine, texts: Sequence[str], relevant: Sequence[set[int]
       )
       best = max(best, (mean, ranking), key=lambda pair: pair[0])
   return best[1]
+
+
+def _where_it_gains(
+  how: str, before: Mapping[str, float], found: Sequence[Candidates], relevant: Sequence[set[int]]
+) -> tuple[Mapping[str, float], list[float]]:
+  """Weights of the same names as `before` learnt of these candidates, or `before` where they gain nothing.
+
+  Half of the queries teach and the other half say whether they do: mean reciprocal ranks before and
+  after. Then all teach.
+  """
+  names = list(before)
+  after = learn_weights(names, found[::2], relevant[::2])
+  gains = [mean_of_first(found[1::2], relevant[1::2], one) for one in (before, after)]
+  print(f'mean reciprocal rank {how}, unseen queries: {gains[0]:.3f} -> {gains[1]:.3f}', flush=True)
+  return learn_weights(names, found, relevant) if gains[1] > gains[0] else before, gains
 
 
 def _pick(items: Sequence, chosen: np.ndarray) -> list:

@@ -5,6 +5,7 @@ import pytest
 
 from lmjax.core.errors import UserError
 from lmjax.search.ranking import (
+  CROSS,
   FEATURES,
   READ,
   Candidates,
@@ -49,6 +50,7 @@ def test_what_is_shipped_weighs_every_feature_and_says_what_taught_it():
   shipped = load_ranking()
   assert tuple(shipped.hybrid) == FEATURES
   assert tuple(shipped.reranked) == (*FEATURES, *READ)
+  assert tuple(shipped.cross) == (*FEATURES, *READ, CROSS)
   assert 'training queries' in shipped.trained_on
 
 

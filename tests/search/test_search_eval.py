@@ -12,7 +12,7 @@ from lmjax.core import command_line
 from lmjax.core.errors import UserError
 from lmjax.interop.encoder import load_encoder
 from lmjax.search.embed import Embedder
-from lmjax.search.engine import Engine
+from lmjax.search.engine import CROSSED, Engine
 from lmjax.search.evaluate import Tuned, save_tuned
 from lmjax.search.ranking import load_ranking
 from lmjax.search.sets import MEASURES, read_documents, read_queries
@@ -72,6 +72,53 @@ def test_what_is_tuned_ranks_no_worse_and_is_taken_by_eval(tmp_path, files, enco
   assert after['ranking'] == tuned['ranking']
   assert after['methods']['hybrid']['map_at_5'] >= before['methods']['hybrid']['map_at_5']
   assert after['methods']['reranked'] == dict.fromkeys(MEASURES, 1.0)
+
+
+def test_who_reads_query_and_document_together_orders_the_first_again(files, encoder):
+  documents = read_documents(str(files[0]))
+  engine = Engine(documents, Embedder(load_encoder(str(encoder))))
+  texts, shipped = ['cats sleep at night'], load_ranking()
+  vectors = engine.embedder.embed(texts)
+  asked = []
+
+  def cross(queries, texts):
+    asked.extend(zip(queries, texts, strict=True))
+    return np.array([float('dogs sleep' in text) for text in texts], np.float32)
+
+  before = engine.rank(texts, vectors, shipped)
+  ranking = shipped._replace(cross={**shipped.cross, 'cross': 1000.0})
+  after = engine.rank(texts, vectors, ranking, cross)
+  assert next(iter(after['reranked'][0])) == 'dogs-sleep' != next(iter(before['reranked'][0]))
+  assert [query for query, _ in asked] == texts * CROSSED
+  assert {name: after[name] for name in ('bm25', 'dense', 'hybrid')} == {
+    name: before[name] for name in ('bm25', 'dense', 'hybrid')
+  }
+
+
+def test_who_reads_together_is_learnt_and_kept_with_the_run_where_that_gains(
+  tmp_path, files, encoder
+):
+  # The animal asked for is in no word of the query: only who knows the riddles tells it.
+  riddles = [
+    {'id': str(n), 'text': f'{VERBS[n % 4]} {n}', 'relevant': [f'{ANIMALS[n % 3]}-{VERBS[n % 4]}']}
+    for n in range(40)
+  ]
+  flags = ['--steps=8', '--negatives=4', '--cross=test_search_eval:knows_riddles']
+  files = (files[0], write_jsonl(tmp_path / 'riddles.jsonl', riddles))
+  tuned = run('search_tune', tmp_path / 'tuned', files, encoder, *flags)
+  before, after = tuned['mrr_cross']
+  assert after > before + 0.05
+  report = run(
+    'search_eval', tmp_path / 'eval', files, encoder, f'--checkpoint={tmp_path / "tuned"}'
+  )
+  assert report['cross'] == 'test_search_eval:knows_riddles'
+  methods = report['methods']
+  assert methods['reranked']['mrr_at_10'] > methods['hybrid']['mrr_at_10'] + 0.05
+
+
+def knows_riddles(queries, documents):
+  animals = [ANIMALS[int(query.split()[-1]) % 3] for query in queries]
+  return [float(animal in text) for animal, text in zip(animals, documents, strict=True)]
 
 
 @pytest.mark.slow

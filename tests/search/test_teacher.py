@@ -12,9 +12,10 @@ from lmjax.data.tokenizer import train
 from lmjax.generate.score import score
 from lmjax.interop.load import Loaded
 from lmjax.models.transformer import Decoder
+from lmjax.search.cross import likelihoods
 from lmjax.search.embed import open_embedder
 from lmjax.search.kept import kept
-from lmjax.search.teacher import Triples, likelihoods, open_teacher
+from lmjax.search.teacher import Triples, open_teacher
 
 GIVEN = Triples(
   ['cats sleep', 'birds fly'],
