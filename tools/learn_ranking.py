@@ -4,8 +4,8 @@ usage: python tools/learn_ranking.py OUT BOOLQ NAME DOCUMENTS QUERIES [NAME DOCU
 
 OUT is written; of BoolQ the questions from place 8,000 on teach, BOOLQ of them (search_posts judges by the
 first ones); NAME is how the file calls the queries of a set. Half of each set's queries teach and the other
-half say how good that is, then all teach. BM25's k1 and b stay as they are. Documents' vectors are kept in
-LMJAX_CACHE: where search_posts has rated its BoolQ questions before, most of the time is saved.
+half say how good that is, then all teach. BM25's k1 and b stay as they are, and nobody reads together.
+Documents' vectors are kept in LMJAX_CACHE: where search_posts has rated BoolQ before, most time is saved.
 """
 
 import sys
@@ -17,13 +17,7 @@ from lmjax.interop.encoder import MINILM
 from lmjax.search.embed import open_embedder
 from lmjax.search.engine import Engine
 from lmjax.search.posts import read_boolq
-from lmjax.search.ranking import (
-  FEATURES,
-  READ,
-  learn_weights,
-  load_ranking,
-  mean_of_first,
-)
+from lmjax.search.ranking import CROSS, FEATURES, READ, learn_weights, load_ranking, mean_of_first
 from lmjax.search.sets import read_documents, read_queries
 
 _TEACH = 8000  # place of the first BoolQ question that teaches
@@ -72,7 +66,8 @@ def main(argv: list[str]) -> None:
   told = '; '.join(f'{name} ({len(queries)} queries)' for name, (_, queries) in sets.items())
   weights = learn((*FEATURES, *READ), again, 0, 1)
   say(f'writing {argv[1]}')
-  ranking._replace(reranked=weights, trained_on=f'training queries: {told}').save(Path(argv[1]))
+  learnt = {'reranked': weights, 'cross': {**weights, CROSS: 0.0}}
+  ranking._replace(**learnt, trained_on=f'training queries: {told}').save(Path(argv[1]))
 
 
 if __name__ == '__main__':
