@@ -10,20 +10,22 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.ops.dot import dot
+from lmjax.parallel.sharding import axis_sizes
 
 _MASKED = -2.0e38
 
 
-def causal_mask(segments_BL: jax.Array, window: int, *, start: int = 0, stop: int | None = None):
-  """Which keys each query sees, bool [B, stop - start, M] for the queries start..stop of a row.
+def causal_mask(
+  segments_BL: jax.Array, window: int, queries: tuple[int, int] | None = None, first: int = 0
+) -> jax.Array:
+  """Which keys each query sees, bool [B, L, M], for some of the queries of a row.
 
   Args:
     segments_BL: i32, the post that each token is of.
     window: a query sees itself and the window - 1 tokens before it; 0 = all before it.
-    start, stop: the queries; keys run from `first_key(start, window)` to stop.
+    queries: (start, stop), or all; keys run from `first` to stop.
   """
-  stop = segments_BL.shape[1] if stop is None else stop
-  first = first_key(start, window)
+  start, stop = queries or (0, segments_BL.shape[1])
   query_L, key_M = jnp.arange(start, stop)[:, None], jnp.arange(first, stop)[None, :]
   mask_LM = key_M <= query_L
   if window:
@@ -59,14 +61,23 @@ def attend(
     f32 [B, L, H, K].
   """
   B, L, H, K = q_BLHK.shape
-  G = k_BMGK.shape[2]
-  q_BLGRK = (q_BLHK * scale).reshape(B, L, G, H // G, K)
-  scores_BGRLM = dot('BLGRK,BMGK->BGRLM', q_BLGRK, k_BMGK, dtype)
+  G, M = k_BMGK.shape[2], k_BMGK.shape[1]
+  R = H // G
+  q_BLGRK = (q_BLHK * scale).reshape(B, L, G, R, K)
+  # The heads of a group one after another, N = R L: XLA's products over two dimensions are slow on CPUs.
+  # Where heads are split over devices they stay apart, or they would be moved around.
+  apart = axis_sizes().get('tensor', 1) > 1
+  n, shape = ('RL', (R, L)) if apart else ('N', (R * L,))
+  q_BGNK = jnp.transpose(q_BLGRK, (0, 2, 3, 1, 4)).reshape(B, G, *shape, K)
+  scores_BGNM = dot(f'BG{n}K,BMGK->BG{n}M', q_BGNK, k_BMGK, dtype)
   if softcap is not None:
-    scores_BGRLM = softcap * jnp.tanh(scores_BGRLM / softcap)
+    scores_BGNM = softcap * jnp.tanh(scores_BGNM / softcap)
+  scores_BGRLM = scores_BGNM.reshape(B, G, R, L, M)
   scores_BGRLM = jnp.where(mask_BLM[:, None, None], scores_BGRLM, _MASKED)
-  probs_BGRLM = jax.nn.softmax(scores_BGRLM, axis=-1)
-  return dot('BGRLM,BMGK->BLGRK', probs_BGRLM, v_BMGK, dtype).reshape(B, L, H, K)
+  probs_BGNM = jax.nn.softmax(scores_BGRLM, axis=-1).reshape(B, G, *shape, M)
+  y_BGNK = dot(f'BG{n}M,BMGK->BG{n}K', probs_BGNM, v_BMGK, dtype)
+  y_BGRLK = y_BGNK.reshape(B, G, R, L, K)
+  return jnp.transpose(y_BGRLK, (0, 3, 1, 2, 4)).reshape(B, L, H, K)
 
 
 def attend_blocked(
@@ -88,14 +99,19 @@ def attend_blocked(
   A block as long as the row is the reference. Shapes and the rest as in `attend`.
   """
   L = q_BLHK.shape[1]
-  blocks = []
-  for start in range(0, L, block):
-    stop = min(start + block, L)
-    first = first_key(start, window)
-    mask_BLM = causal_mask(segments_BL, window, start=start, stop=stop)
-    q, k, v = q_BLHK[:, start:stop], k_BLGK[:, first:stop], v_BLGK[:, first:stop]
-    blocks.append(attend(q, k, v, mask_BLM, scale=scale, softcap=softcap, dtype=dtype))
-  return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=1)
+  starts = list(range(0, L, block))
+  # Split, and keys put together again: gradients are then sums of blocks, and not of padded rows.
+  sizes = [min(block, L - start) for start in starts]
+  queries, keys, values = (jax.lax.split(x, sizes, axis=1) for x in (q_BLHK, k_BLGK, v_BLGK))
+  outputs = []
+  for number, start in enumerate(starts):
+    lowest = first_key(start, window) // block
+    k, v = (jnp.concatenate(x[lowest : number + 1], axis=1) for x in (keys, values))
+    some = (start, start + sizes[number])
+    mask_BLM = causal_mask(segments_BL, window, some, lowest * block)
+    same = {'scale': scale, 'softcap': softcap, 'dtype': dtype}
+    outputs.append(attend(queries[number], k, v, mask_BLM, **same))
+  return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=1)
 
 
 def default_scale(head_dim: int) -> float:

@@ -50,7 +50,21 @@ def angles(positions_BL: jax.Array, rate_J: np.ndarray) -> tuple[jax.Array, jax.
   """(cos, sin) f32 [B, L, 1, J] of every position: made once a forward pass, shared by the layers."""
   rate_11J = jnp.asarray(rate_J, jnp.float32)[None, None, :]
   angle_BLJ = positions_BL.astype(jnp.float32)[:, :, None] * rate_11J
-  return jnp.cos(angle_BLJ)[:, :, None, :], jnp.sin(angle_BLJ)[:, :, None, :]
+  cos_BLJ, sin_BLJ = jax.lax.platform_dependent(angle_BLJ, cpu=_by_halves, default=_cos_sin)
+  return cos_BLJ[:, :, None, :], sin_BLJ[:, :, None, :]
+
+
+def _cos_sin(angle: jax.Array) -> tuple[jax.Array, jax.Array]:
+  return jnp.cos(angle), jnp.sin(angle)
+
+
+def _by_halves(angle_BLJ: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """The same in a loop, whose results XLA keeps: else it computes them anew for every head of every layer."""
+  count = 2 if angle_BLJ.shape[-1] % 2 == 0 else 1
+  halves = jnp.stack(jnp.split(angle_BLJ, count, axis=-1))
+  join = lambda x: jnp.concatenate(list(x), axis=-1)
+  cos, sin = jax.lax.map(_cos_sin, halves)
+  return join(cos), join(sin)
 
 
 def rotate(x_BLHK: jax.Array, cos_sin: tuple[jax.Array, jax.Array]) -> jax.Array:

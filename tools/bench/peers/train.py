@@ -42,4 +42,5 @@ take(2)
 count = max(1, round(SETTINGS['seconds'] / take(1)))
 print(json.dumps({'ready': True}), flush=True)
 for _ in sys.stdin:
+  take(1)  # not counted: lmjax/bench/train.py says why
   print(json.dumps({'seconds': take(count)}), flush=True)
