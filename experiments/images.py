@@ -8,7 +8,7 @@ from lmjax.train.images import TrainImages
 
 @experiment
 def emoji_flow() -> TrainImages:
-  """A rectified flow that draws emoji of prompts, in about twelve minutes on 2 cores."""
+  """A rectified flow that draws emoji of prompts, in five minutes on 2 cores with AVX-512."""
   return TrainImages(
     steps=2600,
     batch=256,

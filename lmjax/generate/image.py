@@ -21,7 +21,7 @@ class FlowSampler(Config):
     'heun', 'heun: of second order, twice the evaluations a step.'
   )
   steps: int = leaf(16, 'Steps of equal length.', low=1)
-  guidance: float = leaf(2.0, '1: as conditioned; more: further from the unconditioned.', low=0.0)
+  guidance: float = leaf(1.5, '1: as conditioned; more: further from the unconditioned.', low=0.0)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
