@@ -76,7 +76,7 @@ def copy_grammars(
 ) -> list[Grammar]:
   """What each of `count` copies is held to, by a plan of its own."""
   plans = (plan_copy(brief, limits, np.random.default_rng((seed, i))) for i in range(count))
-  return [grammars.json_schema(copy_schema(brief, limits, plan)) for plan in plans]
+  return [grammars.json_schema(copy_schema(brief, limits, plan), ours=True) for plan in plans]
 
 
 def read_copy(pieces: Sequence[Piece | Ended]) -> tuple[Copy, float] | None:

@@ -13,10 +13,10 @@ from lmjax.ads.audience import load_taxonomy
 from lmjax.ads.brief import parse_brief
 from lmjax.ads.copies import Copies, CopyPairs
 from lmjax.ads.creative import Copy, Limits, find_problems, vocabulary, voice_of, wordings
-from lmjax.ads.generator import goods
+from lmjax.ads.generator import goods, make_samples
 from lmjax.ads.maker import limits_for
-from lmjax.ads.studio import Studio
-from lmjax.ads.writer import Plan, answer_of, copy_messages, copy_schema
+from lmjax.ads.studio import Studio, accept_brief
+from lmjax.ads.writer import Plan, answer_of, copy_grammars, copy_messages, copy_schema
 from lmjax.core.errors import UserError
 from lmjax.core.task import save_config
 from lmjax.data import chat
@@ -110,6 +110,18 @@ def test_a_model_learns_what_it_is_asked_and_what_the_grammar_lets_it_answer(tmp
     assert grammar.allowed()[token]
     grammar.accept(token)
   assert answer_of(Copy(**COPY)) == TOKENIZER.text(whole.tokens[len(asked) : -1])
+
+
+def test_whole_copies_of_made_up_briefs_can_be_written_within_the_bounds():
+  grammars = Grammars(TOKENIZER, frozenset([TOKENIZER.end]))
+  rng, written = np.random.default_rng(0), 0
+  for sample in make_samples(3, 0, 'kept'):
+    brief = accept_brief(sample.brief)
+    for grammar in copy_grammars(grammars, brief, limits_for(brief), 2, 0):
+      while not grammar.accept(int(rng.choice(np.flatnonzero(grammar.allowed())))):
+        pass
+      written += 1
+  assert written == 6
 
 
 @pytest.mark.parametrize(
