@@ -79,7 +79,7 @@ def arithmetic_grpo() -> Grpo:
 
 @experiment
 def arithmetic_grpo_smol() -> Grpo:
-  """The same of SmolLM2-135M with LoRA and its chat template; not run yet."""
+  """The same of SmolLM2-135M with LoRA and its chat template: 14 s a step on 2 cores."""
   return dataclasses.replace(
     arithmetic_grpo(),
     base=Base(checkpoint='smollm2-135m-instruct'),
