@@ -24,9 +24,7 @@ QUERIES = 'JSONL, plain or compressed: id, text and relevant (ids of documents) 
 ENCODER = (
   'What makes vectors: the folder of an encoder (BERT), an asset, or any model, as --checkpoint.'
 )
-CROSS_HELP = (
-  'Reads the first documents with the query: a model, as --checkpoint, or package.module:function.'
-)
+CROSS_HELP = 'Reads query and document together: a model or package.module:function.'
 _RANKING, _ADAPTER, _TUNED, _ENCODER = 'ranking.json', 'adapter.npy', 'tuned.json', 'encoder'
 
 

@@ -69,7 +69,7 @@ class SearchPosts(Task):
   )
   deleted: str = leaf('', 'File of ids, one a line: posts that may be in no index.', run=True)
   checkpoint: str = leaf('', 'The folder of a run of search_tune; empty = as shipped.', run=True)
-  cross: str = leaf('', f"{CROSS_HELP} Rates ranking. Empty: the checkpoint's.", run=True)
+  cross: str = leaf('', f"{CROSS_HELP} Empty: the checkpoint's.", run=True)
   freshness: float = leaf(0.0, 'Weight of how recent a post is.', low=0.0, run=True)
   engagement: float = leaf(0.0, 'Weight of how many likes a post has.', low=0.0, run=True)
   boolq: int = leaf(300, 'Questions over all BoolQ passages that rate ranking.', low=0, run=True)

@@ -61,7 +61,7 @@ class SearchTune(Task):
   rerank_queries: int = leaf(
     200, 'Queries that teach re-ranking at most, half of them only judge it: it is slow.', low=2
   )
-  cross: str = leaf('', f'{CROSS_HELP} What that weighs is learnt too.')
+  cross: str = leaf('', f'{CROSS_HELP} Its weight is learnt.')
   train: EncoderTuning = part(EncoderTuning(), 'Learning of the encoder itself.')
   seed: int = leaf(0, 'Of the folds.', low=0)
 
