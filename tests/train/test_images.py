@@ -42,7 +42,7 @@ def folder(tmp_path_factory):
 def test_it_learns_and_is_read_again(folder, tmp_path):
   task = TrainImages(
     pictures=str(folder), side=8, held_out=0.0, model=MODEL, steps=300, batch=16,
-    optimizer=AveragedAdamW(peak_lr=1e-2, average=0.9), sampler=FlowSampler(steps=6), judged=18,
+    optimizer=AveragedAdamW(peak_lr=1e-2, average=0.9), sampler=FlowSampler(steps=6, guidance=2.0), judged=18,
   )  # fmt: skip
   (tmp_path / 'config.json').write_text('{}')
   report = task.run(tmp_path)
