@@ -46,7 +46,7 @@ class Grammars:
     """JSON that a schema allows; None allows any object.
 
     Args:
-      ours: the schema is none that anybody sent, and may be as complex as llguidance can.
+      ours: its shape is this program's, whoever's words it holds: llguidance's own bounds hold alone.
 
     Raises:
       UserError: the schema is not understood, or too complex.

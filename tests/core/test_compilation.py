@@ -8,7 +8,7 @@ import pytest
 
 from lmjax.core.compilation import compile_lowered
 
-# Compiles something that takes seconds, a machine however fast; says where it is kept.
+# Compiles something that takes long enough to be kept on a fast machine too; says where it is kept.
 _SCRIPT = """
 import jax, jax.numpy as jnp
 from lmjax.core.compilation import keep_compiled
