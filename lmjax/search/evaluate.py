@@ -13,7 +13,7 @@ from lmjax.core.metrics import progress
 from lmjax.core.storage import at
 from lmjax.core.task import Report, Task, write_json
 from lmjax.interop.encoder import MINILM, LoadedEncoder, save_encoder
-from lmjax.search.cross import open_cross
+from lmjax.search.cross import ScorePairs, open_cross
 from lmjax.search.embed import Embedder, open_embedder
 from lmjax.search.engine import Engine, Scores
 from lmjax.search.ranking import METHODS, Ranking, load_ranking
@@ -45,11 +45,16 @@ class Tuned(NamedTuple):
     moved = vectors + vectors @ self.adapter_DD
     return moved / np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), 1e-12)
 
-  def rank(self, engine: Engine, texts: Sequence[str], cross: str) -> dict[str, list[Scores]]:
-    """`Engine.rank`; `cross` reads the first documents together with the query, '' = its own does."""
-    cross = cross or self.cross
-    asked = open_cross('cross', cross) if cross else None
-    return engine.rank(texts, self.adapt(engine.embedder.embed(texts)), self.ranking, asked)
+  def open_cross(self, cross: str) -> ScorePairs | None:
+    """Who reads the first documents together with the query: `cross`, its own where that is empty, or nobody."""
+    name = cross or self.cross
+    return open_cross('cross', name) if name else None
+
+  def rank(
+    self, engine: Engine, texts: Sequence[str], cross: ScorePairs | None
+  ) -> dict[str, list[Scores]]:
+    """`Engine.rank` of queries that are moved."""
+    return engine.rank(texts, self.adapt(engine.embedder.embed(texts)), self.ranking, cross)
 
 
 def save_tuned(folder: Path, tuned: Tuned, embedder: Embedder, *, changed: bool) -> None:
@@ -117,9 +122,10 @@ class SearchEval(Task):
     queries = read_queries(self.queries, documents)
     embedder = open_embedder(encoder_of(self.checkpoint, self.encoder), dimensions=self.dimensions)
     tuned = load_tuned(self.checkpoint, embedder)
+    cross = tuned.open_cross(self.cross)  # before documents are read, which may take minutes
     engine = Engine(documents, embedder, progress('documents read'))
     texts = [query.text for query in queries]
-    ranked = tuned.rank(engine, texts, self.cross)
+    ranked = tuned.rank(engine, texts, cross)
     ids = [query.id for query in queries]
     runs = {method: dict(zip(ids, ranked[method], strict=True)) for method in METHODS}
     methods = measure(queries, runs)

@@ -18,6 +18,7 @@ from lmjax.data.files import numbered_lines
 from lmjax.data.sources import Posts, Rows
 from lmjax.interop.encoder import MINILM
 from lmjax.models.encoder import Pooling
+from lmjax.search.cross import ScorePairs
 from lmjax.search.embed import Embedder, open_embedder
 from lmjax.search.engine import Engine
 from lmjax.search.evaluate import (
@@ -25,6 +26,7 @@ from lmjax.search.evaluate import (
   DOCUMENTS,
   ENCODER,
   QUERIES,
+  Tuned,
   encoder_of,
   load_tuned,
   table,
@@ -86,13 +88,15 @@ class SearchPosts(Task):
     folder = Path(self.index) if self.index else workdir / 'index'
     encoder = encoder_of(self.checkpoint, self.encoder)
     embedder = open_embedder(encoder, dimensions=self.dimensions, pooling=self.pooling)
+    tuned = load_tuned(self.checkpoint, embedder)
+    cross = tuned.open_cross(self.cross)  # before posts are read, which takes minutes
     report = self._build(folder, embedder, encoder)
     priors = {'freshness': self.freshness, 'engagement': self.engagement}
     searcher = Searcher(folder, checkpoint=self.checkpoint, priors=priors)
     if searcher.count:
       report |= measure_index(searcher)
       print(f'recall@10 {report["recall_at_10"]:.3f}, queries {report["query_ms"]}', flush=True)
-    report['sets'] = self._sets(embedder)
+    report['sets'] = self._sets(embedder, tuned, cross)
     answer(searcher, self.query)
     searcher.close()
     return report
@@ -130,7 +134,7 @@ class SearchPosts(Task):
         'embedder': embedder.name,
       }
 
-  def _sets(self, embedder: Embedder) -> dict[str, Any]:
+  def _sets(self, embedder: Embedder, tuned: Tuned, cross: ScorePairs | None) -> dict[str, Any]:
     """Set -> method -> measure."""
     sets = {}
     if self.boolq:
@@ -143,8 +147,7 @@ class SearchPosts(Task):
       print(f'{name}: {len(queries):,} queries over {len(documents):,} documents', flush=True)
       engine = Engine(documents, embedder, progress('documents read'))
       texts = [query.text for query in queries]
-      tuned = load_tuned(self.checkpoint, embedder)
-      ranked = tuned.rank(engine, texts, self.cross)
+      ranked = tuned.rank(engine, texts, cross)
       ids = [query.id for query in queries]
       runs = {method: dict(zip(ids, ranked[method], strict=True)) for method in METHODS}
       found[name] = measure(queries, runs)

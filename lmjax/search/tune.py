@@ -18,7 +18,7 @@ from lmjax.core.task import Report, Task
 from lmjax.data.shuffle import permutation
 from lmjax.interop.encoder import MINILM
 from lmjax.objectives.contrastive import info_nce
-from lmjax.search.cross import open_cross
+from lmjax.search.cross import ScorePairs, open_cross
 from lmjax.search.embed import open_embedder
 from lmjax.search.engine import Engine
 from lmjax.search.evaluate import CROSS_HELP, DOCUMENTS, ENCODER, QUERIES, Tuned, save_tuned
@@ -76,7 +76,8 @@ class SearchTune(Task):
         f'--queries={self.queries} has {len(queries)} queries: pass {_SMALLEST} or more to learn from'
       )
     embedder, teacher = open_embedder(self.encoder), None
-    if self.train.epochs:  # before documents are read, which may take minutes
+    cross = open_cross('cross', self.cross) if self.cross else None
+    if self.train.epochs:  # like cross, before documents are read, which may take minutes
       self.train.check(embedder)
       teacher = open_teacher(self.train.teacher, self.train.teacher_says)
     engine = Engine(documents, embedder, progress('documents read'))
@@ -86,7 +87,7 @@ class SearchTune(Task):
         engine, queries, self.train, self.negatives, self.seed, teacher
       )
     vectors = engine.embedder.embed([query.text for query in rest])
-    tuned, said = self.learn(engine, rest, vectors)
+    tuned, said = self.learn(engine, rest, vectors, cross)
     save_tuned(workdir, tuned, engine.embedder, changed=engine.embedder is not embedder)
     print(f'written to {workdir}: pass it to search_eval as --checkpoint={workdir}')
     counts = {'documents': len(documents), 'queries': len(queries)}
@@ -94,9 +95,14 @@ class SearchTune(Task):
     return {**counts, 'mrr_encoder': trained.get(embedder.size), 'mrr_by_size': by_size, **said}
 
   def learn(
-    self, engine: Engine, queries: list[Query], vectors: np.ndarray
+    self, engine: Engine, queries: list[Query], vectors: np.ndarray, cross: ScorePairs | None
   ) -> tuple[Tuned, Report]:
-    """What the queries teach; weights are learnt on queries that the matrix did not see."""
+    """What the queries teach; weights are learnt on queries that the matrix did not see.
+
+    Args:
+      vectors: of the queries, f32 [queries, D].
+      cross: who reads the first documents together with the query, where somebody does.
+    """
     relevant = engine.places(queries)
     texts = [query.text for query in queries]
     ranking = tune_words(engine, texts, relevant)._replace(
@@ -118,7 +124,8 @@ class SearchTune(Task):
     adapter_DD = list(self._adapters(engine.vectors, vectors, relevant, every))[best]
     found = engine.find(texts, held_out[best], ranking)
     ranking = ranking._replace(hybrid=learn_weights(FEATURES, found, relevant))
-    ranking, told = self._rerank(engine, (texts, held_out[best], found, relevant), ranking)
+    asked = (texts, held_out[best], found, relevant)
+    ranking, told = self._rerank(engine, asked, ranking, cross)
     report = {'ranking': ranking._asdict(), 'updates': counts[best], 'mrr_held_out': gains, **told}
     return Tuned(ranking, adapter_DD, self.cross if ranking.cross[CROSS] else ''), report
 
@@ -127,6 +134,7 @@ class SearchTune(Task):
     engine: Engine,
     queries: tuple[Sequence[str], np.ndarray, Sequence[Candidates], Sequence[set[int]]],
     ranking: Ranking,
+    cross: ScorePairs | None,
   ) -> tuple[Ranking, dict[str, list[float]]]:
     """The ranking with weights for reading again and together, and what they gain: (before, after) each.
 
@@ -142,9 +150,8 @@ class SearchTune(Task):
     weights, gains = _where_it_gains('by reading again', unread, again, good)
     ranking, told = ranking._replace(reranked=weights), {'mrr_reranking': gains}
     weights = {**weights, CROSS: 0.0}
-    if self.cross:
-      asked = open_cross('cross', self.cross)
-      together = engine.read_together(texts, again, ranking, asked)
+    if cross:
+      together = engine.read_together(texts, again, ranking, cross)
       weights, told['mrr_cross'] = _where_it_gains('by reading together', weights, together, good)
     return ranking._replace(cross=weights), told
 

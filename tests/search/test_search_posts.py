@@ -101,3 +101,10 @@ def test_wrong_flags_are_refused_before_anything_is_built(run, tmp_path):
 
 def test_a_report_is_json(run):
   assert json.loads(json.dumps(run('--query=cats')))['vectors'] == 'FlatIP'
+
+
+@pytest.mark.parametrize('flag', ['--cross=nobody:there', '--checkpoint=nowhere'])
+def test_what_ranks_is_opened_before_posts_are_read(run, tmp_path, flag):
+  with pytest.raises(UserError, match=flag[2:].split('=')[1]):
+    run(flag, '--query=cats')
+  assert not (tmp_path / 'run' / 'index').exists()
