@@ -3,6 +3,7 @@
 B texts of a batch, L length, D size of a vector, S texts.
 """
 
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -23,8 +24,9 @@ from lmjax.models.encoder import Encoder, Pooling, read_texts, text_vectors
 from lmjax.models.transformer import Decoder
 from lmjax.search.kept import kept
 
-_STEP = 16  # lengths are multiples of it
-_TOKENS = 4096  # of a batch
+_STEP = 4  # lengths are multiples of it
+_TOKENS = 65_536  # of a batch
+_CPU_TOKENS = 1024  # on CPUs: more leave the caches between two products, measured 20 % slower
 _KEPT = 1000  # texts from which on vectors are kept
 LENGTH = 256  # tokens of a text that are read, of an encoder that says nothing
 
@@ -56,6 +58,9 @@ class Embedder:
   ) -> None:
     self.loaded, self.model = loaded, loaded.model
     self._params, self._tokenizer = loaded.params, loaded.tokenizer
+    if isinstance(self.model, Encoder):  # no copies of a layer's weights: 4 % faster
+      self.model = dataclasses.replace(self.model, layout='list')
+      self._params = tree.unstack(self._params)
     self.length = min(length, self.model.positions or length)
     self.pooling: Pooling = pooling or (
       self.model.pooling if isinstance(self.model, Encoder) else 'mean'
@@ -72,10 +77,10 @@ class Embedder:
   def name(self) -> str:
     words = self._tokenizer
     told = words.to_json() if isinstance(words, Tokenizer) else words.to_str()
-    settings = f'{self.model!r} {self.length} {told}'
+    settings = f'{self.loaded.model!r} {self.length} {told}'
     if self.size < self.model.width or not isinstance(self.model, Encoder):
       settings += f' {self.size} {self.pooling}'
-    weights = tree.sha256(self._params)
+    weights = tree.sha256(self.loaded.params)
     return hashlib.sha256(f'{settings} {weights}'.encode()).hexdigest()[:16]
 
   def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -142,17 +147,18 @@ def _is_decoder(name: str) -> bool:
 def batches(
   tokens: Sequence[np.ndarray],
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-  """(which texts, tokens_BL, lengths_B) in order of length; B is a power of 2, L a multiple of 16."""
+  """(which texts, tokens_BL, lengths_B), the longest first; rows beyond the texts are of no tokens.
+
+  L is a multiple of 4 and B fills a batch, but for the last one, where it is a power of 2: a program for each L.
+  """
   lengths = np.array([len(ids) for ids in tokens], int)
-  padded = np.maximum(-(-lengths // _STEP), 1) * _STEP
-  order = np.argsort(padded, kind='stable')
+  order = np.argsort(-lengths, kind='stable')
+  most = _CPU_TOKENS if jax.default_backend() == 'cpu' else _TOKENS
   start = 0
   while start < len(order):
-    length = int(padded[order[start]])
-    most = 1 << (_TOKENS // length).bit_length() - 1
-    same = int(np.searchsorted(padded[order], length, 'right')) - start
-    rows = min(most, 1 << (same - 1).bit_length())
-    chosen = order[start : start + min(rows, same)]
+    length = max(-(-int(lengths[order[start]]) // _STEP), 1) * _STEP
+    rows = min(max(most // length, 1), 1 << (len(order) - start - 1).bit_length())
+    chosen = order[start : start + rows]
     tokens_BL, lengths_B = np.zeros((rows, length), np.int32), np.zeros(rows, np.int32)
     for row, index in enumerate(chosen):
       tokens_BL[row, : lengths[index]], lengths_B[row] = tokens[index], lengths[index]

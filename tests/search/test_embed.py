@@ -11,7 +11,7 @@ from lmjax.core.errors import UserError
 from lmjax.data.tokenizer import train
 from lmjax.interop.load import Loaded
 from lmjax.models.transformer import Decoder
-from lmjax.search.embed import Embedder, open_embedder
+from lmjax.search.embed import Embedder, batches, open_embedder
 
 TEXTS = ['look', 'user system arguments', 'name']
 TOKENIZER = train(['look at the name of a user'] * 3, 300)
@@ -46,3 +46,18 @@ def test_fewer_dimensions_are_the_first_ones_of_length_one(tmp_path):
   assert short.name != whole.name
   with pytest.raises(UserError, match='dimensions=17: this encoder has 16'):
     open_embedder(path, dimensions=17)
+
+
+def test_batches_hold_every_text_once_and_few_shapes():
+  lengths = np.random.default_rng(0).integers(0, 90, 500)
+  tokens = [np.full(n, n, np.int32) for n in lengths]
+  seen, shapes = [], set()
+  for chosen, tokens_BL, lengths_B in batches(tokens):
+    seen += chosen.tolist()
+    shapes.add(tokens_BL.shape)
+    assert tokens_BL.size <= 1024
+    assert lengths_B.tolist() == [*lengths[chosen], *[0] * (len(lengths_B) - len(chosen))]
+    for row, index in enumerate(chosen):
+      np.testing.assert_array_equal(tokens_BL[row, : lengths[index]], tokens[index])
+  assert sorted(seen) == list(range(500))
+  assert len(shapes) <= 24  # a length each, and the last batch
