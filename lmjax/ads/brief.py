@@ -18,6 +18,9 @@ PROTECTED = (
   'union', 'union_membership', 'genetics', 'criminal_record', 'immigration_status', 'pregnancy',
 )  # fmt: skip
 _SIZES = range(16, 8193)  # pixels
+_PIXELS = 16_000_000  # of all formats together
+_CHARACTERS = 400  # of a text
+_TEXTS = 32  # of a list
 
 
 class Refused(UserError):
@@ -80,7 +83,7 @@ def parse_brief(value: Any) -> Brief:
     product=product,
     audience=parse_audience(row.get('audience')),
     tone=_text('tone', row.get('tone')),
-    formats=tuple(map(_size, _texts('formats', row.get('formats')))),
+    formats=_sizes(_texts('formats', row.get('formats'))),
     picture=_text('picture', row.get('picture')),
     **lists,
   )
@@ -124,7 +127,7 @@ def _text(name: str, value: Any) -> str:
     return ''
   if not isinstance(value, str):
     raise _invalid(name, value, 'a text')
-  return value.strip()
+  return _bounded(name, value.strip())
 
 
 def _texts(name: str, value: Any) -> tuple[str, ...]:
@@ -132,7 +135,24 @@ def _texts(name: str, value: Any) -> tuple[str, ...]:
     return ()
   if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
     raise _invalid(name, value, 'a list of texts')
-  return tuple(value)
+  if len(value) > _TEXTS:
+    raise _invalid(name, value, f'{_TEXTS} texts at most, not {len(value):,}')
+  return tuple(_bounded(name, item) for item in value)
+
+
+def _bounded(name: str, text: str) -> str:
+  if len(text) > _CHARACTERS:
+    raise _invalid(name, text, f'{_CHARACTERS} characters at most, not {len(text):,}')
+  return text
+
+
+def _sizes(texts: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
+  sizes = tuple(map(_size, texts))
+  if (pixels := sum(width * height for width, height in sizes)) > _PIXELS:
+    raise _invalid(
+      'formats', ', '.join(texts), f'sizes of {_PIXELS:,} pixels together at most, not {pixels:,}'
+    )
+  return sizes
 
 
 def _size(text: str) -> tuple[int, int]:

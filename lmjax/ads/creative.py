@@ -142,10 +142,16 @@ def _figures(text: str) -> dict[tuple[str, ...], str]:
   return found
 
 
+def unsaid(brief: Brief, texts: Iterable[str]) -> list[str]:
+  """The facts that none of the texts says."""
+  said = [f' {_plain(text)} ' for text in texts]
+  return [fact for fact in brief.facts if not any(f' {_plain(fact)} ' in one for one in said)]
+
+
 def _shortened(brief: Brief, text: str) -> list[str]:
   """Prices and offers that are told in part, so perhaps without their condition."""
-  said = f' {_plain(text)} '
-  whole = {fact: f' {_plain(fact)} ' in said for fact in brief.facts}
+  missing = unsaid(brief, [text])
+  whole = {fact: fact not in missing for fact in brief.facts}
   told = {key for fact, is_whole in whole.items() if is_whole for key in _keys(fact)}
   return [
     fact

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lmjax.ads.brief import Brief, Refused, parse_brief
+from lmjax.ads.creative import unsaid
 from lmjax.ads.maker import TRIES, Maker, Making, limits_for
 from lmjax.ads.policy import review_brief
 from lmjax.ads.record import FILE
@@ -72,7 +73,13 @@ class Studio(Making, Task):
       print(f'{name}  {one.copy.headline} | {one.copy.body} | {one.copy.action}  ({one.made_by})')
     seconds = round(time.monotonic() - began, 2)
     print(f'{len(rows)} creatives are in {output}, none approved yet: see {FILE} of each')
-    return {'output': str(output), 'creatives': rows, 'copies': counts, 'seconds_to_make': seconds}
+    left = unsaid(brief, [one.copy.text for one in kept])
+    if left:
+      print(
+        f'{len(left)} facts are in none of them, {left[0][:60]!r} first: shorten facts to have them said'
+      )
+    made = {'output': str(output), 'creatives': rows, 'copies': counts, 'facts_unsaid': left}
+    return made | {'seconds_to_make': seconds}
 
 
 def read_brief(path: str) -> tuple[Mapping[str, Any], Brief]:

@@ -76,7 +76,7 @@ def copy_grammars(
 ) -> list[Grammar]:
   """What each of `count` copies is held to, by a plan of its own."""
   plans = (plan_copy(brief, limits, np.random.default_rng((seed, i))) for i in range(count))
-  return [grammars.json_schema(copy_schema(brief, limits, plan), ours=True) for plan in plans]
+  return [grammars.json_schema(copy_schema(brief, limits, plan)) for plan in plans]
 
 
 def read_copy(pieces: Sequence[Piece | Ended]) -> tuple[Copy, float] | None:
@@ -182,13 +182,16 @@ def _fits(brief: Brief, plan: Plan, limits: Limits) -> bool:
 def copy_schema(brief: Brief, limits: Limits, plan: Plan) -> dict[str, Any]:
   """A JSON schema of copies by a plan: sentences of words.json, filled with the brief's product and facts."""
   words = wordings(voice_of(brief))
-  text = lambda pattern, limit: {'type': 'string', 'pattern': f'^{pattern}$', 'maxLength': limit}
-  any_of = lambda name, facts: _any_of(_filled(words[name], brief.product, facts))
+  text = lambda parts, limit: {
+    'type': 'string',
+    'pattern': f'^{" ".join(map(_any_of, _within(parts, limit)))}$',
+  }
+  filled = lambda name, facts: _filled(words[name], brief.product, facts)
   return {
     'type': 'object',
     'properties': {
-      'headline': text(any_of('headlines', plan.head), limits.headline),
-      'body': text(' '.join(any_of('sentences', one) for one in plan.sentences), limits.body),
+      'headline': text([filled('headlines', plan.head)], limits.headline),
+      'body': text([filled('sentences', one) for one in plan.sentences], limits.body),
       'action': {
         'type': 'string',
         'enum': [one for one in words['actions'] if len(one) <= limits.action],
@@ -198,6 +201,19 @@ def copy_schema(brief: Brief, limits: Limits, plan: Plan) -> dict[str, Any]:
     'additionalProperties': False,
     'x-guidance': {'whitespace_flexible': False},  # llguidance's: no tokens are spent on blanks
   }
+
+
+def _within(parts: Sequence[Sequence[str]], limit: int) -> list[list[str]]:
+  """Of each part of a text the wordings that fit `limit` whatever the others are: room is shared out evenly.
+
+  A pattern of these needs no bound of length, which llguidance checks with more work than it allows itself.
+  """
+  shortest = [min(map(len, part)) for part in parts]
+  spare = (limit + 1 - sum(length + 1 for length in shortest)) // max(len(parts), 1)
+  return [
+    [one for one in part if len(one) <= length + spare]
+    for part, length in zip(parts, shortest, strict=True)
+  ]
 
 
 def _any_of(texts: Sequence[str]) -> str:

@@ -42,17 +42,14 @@ class Grammars:
     )
     self._limits: Any = llguidance.LLParserLimits(**_LIMITS, verbose_errors=False)
 
-  def json_schema(self, schema: dict[str, Any] | None, *, ours: bool = False) -> 'Grammar':
+  def json_schema(self, schema: dict[str, Any] | None) -> 'Grammar':
     """JSON that a schema allows; None allows any object.
-
-    Args:
-      ours: its shape is this program's, whoever's words it holds: llguidance's own bounds hold alone.
 
     Raises:
       UserError: the schema is not understood, or too complex.
     """
     text = json.dumps({'type': 'object'} if schema is None else schema)
-    return self._grammar(self._library.LLMatcher.grammar_from_json_schema(text), ours)
+    return self._grammar(self._library.LLMatcher.grammar_from_json_schema(text))
 
   def regex(self, pattern: str) -> 'Grammar':
     """Text that a regular expression (Rust's syntax) matches as a whole.
@@ -62,9 +59,8 @@ class Grammars:
     """
     return self._grammar(self._library.LLMatcher.grammar_from_regex(pattern))
 
-  def _grammar(self, grammar: str, ours: bool = False) -> 'Grammar':
-    limits = None if ours else self._limits
-    matcher = self._library.LLMatcher(self._tokens, grammar, log_level=0, limits=limits)
+  def _grammar(self, grammar: str) -> 'Grammar':
+    matcher = self._library.LLMatcher(self._tokens, grammar, log_level=0, limits=self._limits)
     found = Grammar(matcher, self._vocab)
     try:
       found.allowed()  # only then it is known whether anything may come at all

@@ -55,6 +55,10 @@ def test_protected_audiences_are_refused(audience):
     ({'colours': ['#12']}, '#00aa77'),
     ({'fact': ['new']}, 'did you mean facts'),
     ({'facts': 'new'}, 'a list of texts'),
+    ({'facts': ['new'] * 33}, '32 texts at most, not 33'),
+    ({'must': ['new' * 200]}, '400 characters at most, not 600'),
+    ({'tone': 'warm' * 200}, '400 characters at most, not 800'),
+    ({'formats': ['8000x8000']}, '16,000,000 pixels together at most, not 64,000,000'),
   ],
 )
 def test_a_brief_that_is_none_says_why(change, said):

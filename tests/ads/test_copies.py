@@ -112,16 +112,24 @@ def test_a_model_learns_what_it_is_asked_and_what_the_grammar_lets_it_answer(tmp
   assert answer_of(Copy(**COPY)) == TOKENIZER.text(whole.tokens[len(asked) : -1])
 
 
-def test_whole_copies_of_made_up_briefs_can_be_written_within_the_bounds():
+def test_whole_copies_can_be_written_within_the_bounds_of_grammars_whatever_a_brief_says():
   grammars = Grammars(TOKENIZER, frozenset([TOKENIZER.end]))
   rng, written = np.random.default_rng(0), 0
-  for sample in make_samples(3, 0, 'kept'):
-    brief = accept_brief(sample.brief)
-    for grammar in copy_grammars(grammars, brief, limits_for(brief), 2, 0):
-      while not grammar.accept(int(rng.choice(np.flatnonzero(grammar.allowed())))):
-        pass
+  made_up = [accept_brief(sample.brief) for sample in make_samples(3, 0, 'kept')]
+  long = ['a' * 30, 'a' * 31, 'b' * 100, '(a{99})*[^x]{0,99}\\d|.*$', '{1,9}"\\n"']
+  hostile = [parse_brief({'product': 'aaaaaaaaaa', 'facts': long[:n]}) for n in range(1, 6)]
+  for brief in made_up + hostile:
+    limits = limits_for(brief)
+    for grammar in copy_grammars(grammars, brief, limits, 2, 0):
+      tokens, ended = [], False
+      while not ended:
+        tokens.append(int(rng.choice(np.flatnonzero(grammar.allowed()))))
+        ended = grammar.accept(tokens[-1])
+      copy = json.loads(TOKENIZER.text(np.array(tokens)))
+      assert len(copy['headline']) <= limits.headline
+      assert len(copy['body']) <= limits.body
       written += 1
-  assert written == 6
+  assert written == 16
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ def test_every_product_and_value_passes_the_policy():
   names = [(product, slots) for products in goods().values() for product, slots in products.items()]
   facts = [list(itertools.chain(*slots)) for _, slots in names]
   every = [*(product for product, _ in names), *itertools.chain(*facts)]
-  assert judge_brief({'product': 'Goods', 'facts': every}) is None
+  for first in range(0, len(every), 32):  # as many as a brief may have
+    assert judge_brief({'product': 'Goods', 'facts': every[first : first + 32]}) is None
   assert all(len(one) == len(set(one)) == 8 for one in facts)
 
 

@@ -35,6 +35,13 @@ def make(folder, **change):
   return Studio(brief=str(path), checkpoint='', candidates=2, output=str(folder / 'out'))
 
 
+def test_facts_that_no_copy_has_room_for_are_told(tmp_path, capsys):
+  facts = ['750 g', 'baked slowly ' * 20]
+  report = make(tmp_path, facts=facts).run(tmp_path)
+  assert report['facts_unsaid'] == [facts[1]]
+  assert "1 facts are in none of them, 'baked slowly" in capsys.readouterr().out
+
+
 def test_a_brief_becomes_reviewed_creatives(tmp_path):
   report = make(tmp_path).run(tmp_path)
   assert [row['folder'] for row in report['creatives']] == ['01', '02']
