@@ -27,6 +27,7 @@ TONES = {
 }
 _FORMS = ('person', 'people', 'man', 'men', 'woman', 'women', 'boy', 'girl', 'male', 'female')
 _MOST = 64  # features of a picture
+_ATTRIBUTE = 4.0  # what one counts; words count 1
 
 
 class Picture(NamedTuple):
@@ -142,7 +143,7 @@ def encode_prompts(
   """Features i32 [S, 64] below `size` of prompts and attributes, and f32 weights, 0 where there is none.
 
   Every word counts 1, its letters in threes together 1/2, so that an unseen word is like those it
-  resembles; an attribute, `tone=light`, counts 2, as medium-light has the same words.
+  resembles; an attribute, `tone=light`, counts 4, as medium-light has the same words.
   """
   features = np.zeros((len(prompts), _MOST), np.int32)
   weights = np.zeros((len(prompts), _MOST), np.float32)
@@ -153,7 +154,7 @@ def encode_prompts(
       found |= {f'={word}': 1.0}
       for gram in grams:
         found[gram] = max(found.get(gram, 0.0), 0.5 / len(grams) ** 0.5)
-    found |= dict.fromkeys(more, 2.0)
+    found |= dict.fromkeys(more, _ATTRIBUTE)
     kept = sorted(found.items(), key=lambda item: -item[1])[:_MOST]
     for k, (name, weight) in enumerate(kept):
       features[row, k] = zlib.crc32(name.encode()) % size

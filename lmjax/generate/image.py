@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from lmjax.core.config import Config, leaf
 from lmjax.core.types import Params
-from lmjax.models.diffusion import Diffusion
+from lmjax.models.diffusion import Diffusion, attributes_of
 
 
 class FlowSampler(Config):
@@ -22,6 +22,11 @@ class FlowSampler(Config):
   )
   steps: int = leaf(16, 'Steps of equal length.', low=1)
   guidance: float = leaf(1.5, '1: as conditioned; more: further from the unconditioned.', low=0.0)
+  attribute_guidance: float = leaf(
+    1.0,
+    'How far attributes alone, a skin tone say, move it from the unconditioned as well.',
+    low=0.0,
+  )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -35,18 +40,20 @@ def sample_vectors(
 ) -> jax.Array:
   """The vectors that `noise_BZ` flows to, f32 [B, Z].
 
-  With guidance g the model's answer is u + g (c - u), of c conditioned and u not (Ho & Salimans 2022,
-  arXiv:2207.12598 eq. 6). The last step is Euler's: the velocity at time 1 is 0 / 0.
+  With guidances g and h the model's answer is u + g (c - u) + h (a - u), of c conditioned, a by attributes
+  alone and u not (Ho & Salimans 2022, arXiv:2207.12598 eq. 6; Liu et al. 2022, arXiv:2206.01714 eq. 11). The
+  last step is Euler's: the velocity at time 1 is 0 / 0.
   """
   B = noise_BZ.shape[0]
-  both = lambda x: jnp.concatenate([x, x])
-  features = both(features_BK)
-  weights = jnp.concatenate([weights_BK, jnp.zeros_like(weights_BK)])
+  thrice = lambda x: jnp.concatenate([x, x, x])
+  features = thrice(features_BK)
+  weights = jnp.concatenate([weights_BK, attributes_of(weights_BK), jnp.zeros_like(weights_BK)])
 
   def velocity(z_BZ: jax.Array, time: jax.Array) -> jax.Array:
-    x = model.apply(params, both(z_BZ), jnp.full(2 * B, time), features, weights)
-    told_BZ, untold_BZ = x[:B], x[B:]
+    x = model.apply(params, thrice(z_BZ), jnp.full(3 * B, time), features, weights)
+    told_BZ, attributes_BZ, untold_BZ = jnp.split(x, 3)
     x_BZ = untold_BZ + sampler.guidance * (told_BZ - untold_BZ)
+    x_BZ += sampler.attribute_guidance * (attributes_BZ - untold_BZ)
     return (x_BZ - z_BZ) / (1.0 - time)
 
   length = 1.0 / sampler.steps

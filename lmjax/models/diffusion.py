@@ -102,7 +102,7 @@ class Diffusion(Config):
       noisy_BZ: f32, at time 1 the vector itself, at 0 noise.
       time_B: f32 in [0, 1].
       features_BK: i32, below `features`.
-      weights_BK: f32, how much each counts; a row of zeros is unconditioned.
+      weights_BK: f32, how much each counts, attributes more than 1; a row of zeros is unconditioned.
     """
     dtype = self.dtype
     table_BKD = params['feature_XD'][features_BK]
@@ -132,6 +132,11 @@ class Diffusion(Config):
     D, F = self.width, self.mlp
     block = D * (3 * D + 2 * F)
     return 6.0 * (self.layers * block + D * (2 * self.latent + self.times + 2 * F + 2 * D))
+
+
+def attributes_of(weights_BK: jax.Array) -> jax.Array:
+  """The weights of attributes alone: of features that count more than 1."""
+  return jnp.where(weights_BK > 1.0, weights_BK, 0.0)
 
 
 def _is_array(node: Any) -> bool:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from lmjax.core.config import Config, leaf
 from lmjax.core.types import Mean, Params
-from lmjax.models.diffusion import Diffusion
+from lmjax.models.diffusion import Diffusion, attributes_of
 
 
 @flax.struct.dataclass
@@ -21,7 +21,7 @@ class Vectors:
   Attributes:
     latents_BZ: f32.
     features_BK: i32, what each is of.
-    weights_BK: f32, how much each feature counts; 0 where there is none.
+    weights_BK: f32, how much each feature counts, attributes more than 1; 0 where there is none.
   """
 
   latents_BZ: jax.Array
@@ -36,12 +36,20 @@ class Flow(Config):
 
   The velocity x - noise of eq. 1 is (x - z) / (1 - t): a target that differs by a weight alone. Times are
   sigmoid(mean + std * normal) (Esser et al. 2024, arXiv:2403.03206 sec. 3.1). Some rows lose their features,
-  so that one model also learns to go without (Ho & Salimans 2022, arXiv:2207.12598).
+  so that one model also learns to go without (Ho & Salimans 2022, arXiv:2207.12598), and some all but
+  attributes, so that it learns what these do whatever is shown: a sampler composes both.
   """
 
   mean: float = leaf(-0.5, 'Of the logit of times; lower: noisier.')
   std: float = leaf(1.2, 'Standard deviation of the logit of times.', above=0.0)
   drop: float = leaf(0.1, 'Share of rows that lose their features.', low=0.0, high=1.0)
+
+  narrow: float = leaf(
+    0.1,
+    'Share of rows that lose all but attributes, features that count more than 1.',
+    low=0.0,
+    high=1.0,
+  )
 
   def __call__(
     self, model: Diffusion, params: Params, batch: Any, rng: jax.Array
@@ -52,9 +60,11 @@ class Flow(Config):
     noise_BZ = jax.random.normal(jax.random.fold_in(rng, 0), x_BZ.shape)
     logit_B = self.mean + self.std * jax.random.normal(jax.random.fold_in(rng, 1), (B,))
     time_B = jax.nn.sigmoid(logit_B)
-    kept_B = jax.random.uniform(jax.random.fold_in(rng, 2), (B,)) >= self.drop
+    draw_B = jax.random.uniform(jax.random.fold_in(rng, 2), (B,))
     mixed_BZ = time_B[:, None] * x_BZ + (1.0 - time_B[:, None]) * noise_BZ
-    weights_BK = jnp.where(kept_B[:, None], batch.weights_BK, 0.0)
+    weights_BK = jnp.where(draw_B[:, None] >= self.drop, batch.weights_BK, 0.0)
+    narrow_B = draw_B < self.drop + self.narrow
+    weights_BK = jnp.where(narrow_B[:, None], attributes_of(weights_BK), weights_BK)
     found_BZ = model.apply(params, mixed_BZ, time_B, batch.features_BK, weights_BK)
     loss_B = jnp.mean(jnp.square(found_BZ - x_BZ), axis=1)
     loss = Mean(jnp.sum(loss_B), jnp.asarray(B, jnp.float32))

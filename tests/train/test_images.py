@@ -82,11 +82,20 @@ def test_guidance_moves_away_from_the_unconditioned():
     def apply(self, params, noisy_BZ, time_B, features_BK, weights_BK):
       return jnp.broadcast_to(weights_BK[:, :1], noisy_BZ.shape)
 
+  class Summed(Diffusion):
+    def apply(self, params, noisy_BZ, time_B, features_BK, weights_BK):
+      return jnp.broadcast_to(weights_BK.sum(axis=1, keepdims=True), noisy_BZ.shape)
+
   features, weights = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1))
   for guidance in (0.0, 1.0, 3.0):
     sampler = FlowSampler(steps=2, guidance=guidance)
     made = sample_vectors(Told(latent=2), sampler, {}, jnp.zeros((1, 2)), features, weights)
     np.testing.assert_allclose(made, guidance, atol=1e-6)
+  two = jnp.zeros((1, 2), jnp.int32), jnp.asarray([[1.0, 4.0]])
+  for attribute_guidance in (0.0, 2.0):
+    sampler = FlowSampler(steps=2, guidance=3.0, attribute_guidance=attribute_guidance)
+    made = sample_vectors(Summed(latent=2), sampler, {}, jnp.zeros((1, 2)), *two)
+    np.testing.assert_allclose(made, 3.0 * 5.0 + attribute_guidance * 4.0, atol=1e-5)
 
 
 def test_flow_adds_over_rows_and_drops_features():
@@ -97,10 +106,16 @@ def test_flow_adds_over_rows_and_drops_features():
   )
   assert float(run(Flow(), params, batch)) == pytest.approx(1.0)  # the output starts at zero
   moved = jax.tree.map(lambda x: x + 0.1, params)
+  batch = batch.replace(weights_BK=jnp.tile(jnp.array([4.0, 1.0, 0.5]), (4, 1)))
   untold = batch.replace(weights_BK=jnp.zeros((4, 3)))
+  narrow = batch.replace(weights_BK=jnp.tile(jnp.array([4.0, 0.0, 0.0]), (4, 1)))
+  whole = lambda some: float(run(Flow(drop=0.0, narrow=0.0), moved, some))
   all_dropped = run(Flow(drop=1.0), moved, batch)
-  assert all_dropped == pytest.approx(float(run(Flow(drop=0.0), moved, untold)), rel=1e-6)
-  assert all_dropped != pytest.approx(float(run(Flow(drop=0.0), moved, batch)), rel=1e-3)
+  assert all_dropped == pytest.approx(whole(untold), rel=1e-6)
+  assert all_dropped != pytest.approx(whole(batch), rel=1e-3)
+  words_dropped = run(Flow(drop=0.0, narrow=1.0), moved, batch)
+  assert words_dropped == pytest.approx(whole(narrow), rel=1e-6)
+  assert words_dropped != pytest.approx(whole(batch), rel=1e-3)
 
 
 def test_the_average_follows_the_parameters():
@@ -140,7 +155,7 @@ def test_prompts_keep_every_word_and_likeness():
   ]
   alike = lambda a, b: sum(weight * b.get(f, 0.0) for f, weight in a.items() if weight)
   assert (weights[0] == 1).sum() == 2
-  assert (weights[0] == 2).sum() == 1
+  assert (weights[0] == 4).sum() == 1
   assert alike(rows[0], rows[1]) > alike(rows[0], rows[2])
 
 
