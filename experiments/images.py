@@ -9,12 +9,12 @@ from lmjax.train.images import TrainImages
 
 @experiment
 def emoji_flow() -> TrainImages:
-  """A rectified flow that draws emoji of prompts, in seven minutes on 2 cores with AVX-512."""
+  """A rectified flow that draws emoji of prompts, in five minutes on 2 cores with AVX-512."""
   return TrainImages(
-    steps=4600,
+    steps=2900,
     batch=256,
     model=Diffusion(dtype='bfloat16'),
-    optimizer=AveragedAdamW(peak_lr=1e-3, b2=0.99, weight_decay=0.01, clip_norm=None),
+    optimizer=AveragedAdamW(peak_lr=1e-3, b2=0.99, weight_decay=0.01),
     checkpoint=Checkpoint(every_steps=1000, keep_latest=1),
     evaluate_every=10_000,
   )

@@ -42,12 +42,12 @@ class TimeToLoss(Task):
     'Flags of our run: the best of the trials in BUILD.md.',
   )
   width: int = leaf(192, 'Width of the peer.', low=64)
-  layers: int = leaf(3, 'Layers of the peer.', low=1)
+  layers: int = leaf(2, 'Layers of the peer.', low=1)
   heads: int = leaf(3, 'Heads of the peer.', low=1)
   mlp: int = leaf(512, "Hidden size of the peer's feed-forward.", low=1)
   length: int = leaf(128, "Tokens of the peer's rows.", low=2)
   rows: int = leaf(8, "Rows of the peer's step.", low=1)
-  lr: float = leaf(4e-3, "The peer's learning rate at its peak.", above=0.0)
+  lr: float = leaf(5e-3, "The peer's learning rate at its peak.", above=0.0)
 
   def run(self, workdir: Path) -> Report:
     ours = registry.find(_EXPERIMENT)

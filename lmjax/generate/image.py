@@ -23,7 +23,7 @@ class FlowSampler(Config):
   steps: int = leaf(16, 'Steps of equal length.', low=1)
   guidance: float = leaf(1.25, '1: as conditioned; more: further from the unconditioned.', low=0.0)
   attribute_guidance: float = leaf(
-    0.5,
+    1.0,
     'How far attributes alone, a skin tone say, move it from the unconditioned as well.',
     low=0.0,
   )
