@@ -134,7 +134,8 @@ class Imaging(Work):
     """Makes and judges pictures with the averaged parameters, and keeps these as the generator."""
     with job.ledger.measure('evaluation'):
       params = jax.tree.map(tree.gather, find_average(state.opt_state))
-      generator = Generator(self.model, params, self.latent)
+      known = [(self.shown[i].prompt, self.shown[i].category) for i in self.split.train]
+      generator = Generator(self.model, params, self.latent, known)
       judged = self._judge(generator, job.workdir)
       generator.save(job.workdir / GENERATOR)
     report = results.run_report(job, state, step)
@@ -192,11 +193,16 @@ def _summary(
 
 
 class Generator(NamedTuple):
-  """A trained flow that makes pictures of prompts."""
+  """A trained flow that makes pictures of prompts.
+
+  Attributes:
+    known: prompt and category of the pictures that it learnt from.
+  """
 
   model: Diffusion
   params: Params
   latent: Latent
+  known: Sequence[tuple[str, str]]
 
   def make(
     self, features: np.ndarray, weights: np.ndarray, sampler: FlowSampler, seed: int
@@ -212,17 +218,29 @@ class Generator(NamedTuple):
     return self.latent.decode(np.concatenate(made))
 
   def draw(self, prompts: Sequence[str], sampler: FlowSampler, seed: int) -> np.ndarray:
-    """Pictures of prompts that say all there is to show, skin tone included."""
-    tones = [
-      [f'tone={t}' for t in sorted(images.TONES.values(), key=len)[::-1] if t in p][:1]
-      for p in prompts
+    """Pictures of prompts that say all there is to show, skin tone included.
+
+    Their category, without which nothing was learnt, is that of the known prompt with the most like words.
+    """
+    tones = sorted(images.TONES.values(), key=len)[::-1]
+    told = [
+      [f'category={category}', *[f'tone={tone}' for tone in tones if tone in prompt][:1]]
+      for prompt, category in zip(prompts, self._categories(prompts), strict=True)
     ]
-    return self.make(*encode_prompts(prompts, tones, self.model.features), sampler, seed)
+    return self.make(*encode_prompts(prompts, told, self.model.features), sampler, seed)
+
+  def _categories(self, prompts: Sequence[str]) -> list[str]:
+    size = self.model.features
+    words = lambda texts: encode_prompts(texts, [[]] * len(texts), size)
+    alike = most_alike(words(prompts), words([prompt for prompt, _ in self.known]), size)
+    return [self.known[i][1] for i in alike]
 
   def save(self, path: Path) -> None:
     flat = {f'params/{name}': value for name, value in tree.paths(self.params)}
-    said = np.frombuffer(json.dumps(to_json(self.model)).encode(), np.uint8)
-    np.savez(path, **flat, **self.latent._asdict(), model=said)
+    as_bytes = lambda value: np.frombuffer(json.dumps(value).encode(), np.uint8)
+    texts = {'model': as_bytes(to_json(self.model)), 'known': as_bytes(self.known)}
+    arrays: dict[str, Any] = flat | self.latent._asdict() | texts
+    np.savez(path, **arrays)
 
 
 def load_generator(checkpoint: str) -> Generator:
@@ -232,6 +250,7 @@ def load_generator(checkpoint: str) -> Generator:
   try:
     with np.load(path) as arrays:
       model = from_json(Diffusion(), json.loads(arrays['model'].tobytes()))
+      known = [(prompt, kind) for prompt, kind in json.loads(arrays['known'].tobytes())]
       params: Params = {}
       for name in arrays.files:
         *folders, last = name.split('/')
@@ -241,6 +260,6 @@ def load_generator(checkpoint: str) -> Generator:
             node = node.setdefault(folder, {})
           node[last] = arrays[name]
       latent = Latent(arrays['mean_Y'], arrays['basis_YZ'], float(arrays['scale']))
-      return Generator(model, params, latent)
+      return Generator(model, params, latent, known)
   except (OSError, ValueError, KeyError):
     raise UserError(f'{path} is no generator of pictures: pass a run of emoji_flow') from None

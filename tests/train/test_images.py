@@ -50,6 +50,8 @@ def test_it_learns_and_is_read_again(folder, tmp_path):
   assert report['images']['category_held_out'] is None
   generator = load_generator(str(tmp_path))
   made = generator.draw(['red on the left', 'teal on the top'], task.sampler, 1)
+  of_kind = encode_prompts(['red on the left'], [['category=red']], MODEL.features)
+  np.testing.assert_allclose(made[0], generator.make(*of_kind, task.sampler, 1)[0], atol=1)
   red, green, blue = made[0, 4, 1].astype(int)
   assert red - max(green, blue) > 80
   assert made.shape == (2, 8, 8, 3)
