@@ -61,3 +61,13 @@ def test_batches_hold_every_text_once_and_few_shapes():
       np.testing.assert_array_equal(tokens_BL[row, : lengths[index]], tokens[index])
   assert sorted(seen) == list(range(500))
   assert len(shapes) <= 24  # a length each, and the last batch
+
+
+def test_queries_share_few_programs():
+  shapes = {
+    tokens_BL.shape
+    for length in range(1, 65)
+    for _, tokens_BL, _ in batches([np.zeros(length, np.int32)])
+  }
+  assert shapes == {(1, 16), (1, 32), (1, 48), (1, 64)}
+  assert list(batches([])) == []
