@@ -189,6 +189,7 @@ def test_settings_are_kept_and_empty_ones_left_out(page):
   page.get_by_label('System prompt').fill('short')
   page.get_by_label('API key').fill('lmjax-k')
   page.get_by_role('button', name='Done').click()
+  page.wait_for_function('localStorage["lmjax.settings"]')  # kept once the dialog has closed
   assert page.evaluate('JSON.parse(localStorage["lmjax.settings"])') == {
     'system': 'short',
     'temperature': 0.3,
