@@ -79,7 +79,8 @@ class Embedder:
     words = self._tokenizer
     told = words.to_json() if isinstance(words, Tokenizer) else words.to_str()
     settings = f'{self.loaded.model!r} {self.length} {told}'
-    if self.size < self.model.width or not isinstance(self.model, Encoder):
+    own = self.model.pooling if isinstance(self.model, Encoder) else None
+    if self.size < self.model.width or self.pooling != own:
       settings += f' {self.size} {self.pooling}'
     weights = tree.sha256(self.loaded.params)
     return hashlib.sha256(f'{settings} {weights}'.encode()).hexdigest()[:16]
@@ -95,7 +96,7 @@ class Embedder:
   def embed(self, texts: Sequence[str], progress: Progress | None = None) -> np.ndarray:
     """A vector of length 1 for each text, f32 [S, D]."""
     vectors = np.zeros((len(texts), self.size), np.float32)
-    for chosen, tokens_BL, lengths_B in batches(self.encode(texts)):
+    for chosen, tokens_BL, lengths_B in batches(self.encode(texts), self.model.positions):
       found = _text_vectors(self.model, self._params, tokens_BL, lengths_B, self.pooling)
       vectors[chosen] = np.asarray(found)[: len(chosen), : self.size]
       if progress is not None:
@@ -113,7 +114,7 @@ class Embedder:
 
     Those of some texts are in memory at a time.
     """
-    for chosen, tokens_BL, lengths_B in batches(self.encode(texts)):
+    for chosen, tokens_BL, lengths_B in batches(self.encode(texts), self.model.positions):
       found_BLD = np.asarray(_token_vectors(self.model, self._params, tokens_BL, lengths_B))
       for row, index in enumerate(chosen.tolist()):
         yield index, found_BLD[row, : lengths_B[row]].copy()
@@ -146,12 +147,12 @@ def _is_decoder(name: str) -> bool:
 
 
 def batches(
-  tokens: Sequence[np.ndarray],
+  tokens: Sequence[np.ndarray], positions: int | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
   """(which texts, tokens_BL, lengths_B), the longest first; rows beyond the texts are of no tokens.
 
   L is a multiple of 4, for a few texts, queries say, of 16, and B fills a batch, but for the last one, where it is
-  a power of 2: a program for each L.
+  a power of 2: a program for each L. L is never more than `positions`, where a model has so many.
   """
   lengths = np.array([len(ids) for ids in tokens], int)
   order = np.argsort(-lengths, kind='stable')
@@ -160,6 +161,7 @@ def batches(
   start = 0
   while start < len(order):
     length = max(-(-int(lengths[order[start]]) // step), 1) * step
+    length = min(length, positions or length)
     rows = min(max(most // length, 1), 1 << (len(order) - start - 1).bit_length())
     chosen = order[start : start + rows]
     tokens_BL, lengths_B = np.zeros((rows, length), np.int32), np.zeros(rows, np.int32)

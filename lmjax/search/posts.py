@@ -89,7 +89,8 @@ class SearchPosts(Task):
     encoder = encoder_of(self.checkpoint, self.encoder)
     embedder = open_embedder(encoder, dimensions=self.dimensions, pooling=self.pooling)
     tuned = load_tuned(self.checkpoint, embedder)
-    cross = tuned.open_cross(self.cross)  # before posts are read, which takes minutes
+    judges = self.boolq or self.documents
+    cross = tuned.open_cross(self.cross) if judges else None  # before posts are read: minutes
     report = self._build(folder, embedder, encoder)
     priors = {'freshness': self.freshness, 'engagement': self.engagement}
     searcher = Searcher(folder, checkpoint=self.checkpoint, priors=priors)

@@ -1,5 +1,6 @@
 """Vectors of encoders and decoders: each text by itself, the first numbers of them, pooled as asked."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from small_models import random_params
 
 from lmjax.core.errors import UserError
 from lmjax.data.tokenizer import train
+from lmjax.interop.encoder import load_encoder
 from lmjax.interop.load import Loaded
 from lmjax.models.transformer import Decoder
 from lmjax.search.embed import Embedder, batches, open_embedder
@@ -71,3 +73,13 @@ def test_queries_share_few_programs():
   }
   assert shapes == {(1, 16), (1, 32), (1, 48), (1, 64)}
   assert list(batches([])) == []
+
+
+def test_the_longest_text_stays_within_the_positions_and_pooling_is_in_the_name(tmp_path):
+  loaded = load_encoder(str(write_encoder(tmp_path / 'bert')))
+  model = dataclasses.replace(loaded.model, positions=10)
+  places = loaded.params['positions'][:10]
+  short = loaded._replace(model=model, params=loaded.params | {'positions': places})
+  assert np.isfinite(Embedder(short).embed(['cats sleep ' * 20])).all()
+  assert Embedder(loaded).name == Embedder(loaded, pooling=loaded.model.pooling).name
+  assert Embedder(loaded).name != Embedder(loaded, pooling='last').name

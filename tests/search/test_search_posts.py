@@ -106,5 +106,5 @@ def test_a_report_is_json(run):
 @pytest.mark.parametrize('flag', ['--cross=nobody:there', '--checkpoint=nowhere'])
 def test_what_ranks_is_opened_before_posts_are_read(run, tmp_path, flag):
   with pytest.raises(UserError, match=flag[2:].split('=')[1]):
-    run(flag, '--query=cats')
+    run(flag, '--query=cats', '--boolq=10')
   assert not (tmp_path / 'run' / 'index').exists()
