@@ -70,7 +70,12 @@ def limits_of(formats: Iterable[tuple[int, int]], product: str = '') -> Limits:
     )
   each = [_limits(*size) for size in formats] or [Limits(60, 140, 22)]
   least = Limits(*(min(row) for row in zip(*each, strict=True)))
-  return least._replace(headline=max(least.headline, len(product)))
+  longest = max(len(product), len(capitalised(product)))  # the capital of a letter may be two
+  return least._replace(headline=max(least.headline, longest))
+
+
+def capitalised(text: str) -> str:
+  return text[:1].upper() + text[1:]
 
 
 def _limits(width: int, height: int) -> Limits:
@@ -143,9 +148,10 @@ def _figures(text: str) -> dict[tuple[str, ...], str]:
 
 
 def unsaid(brief: Brief, texts: Iterable[str]) -> list[str]:
-  """The facts that none of the texts says."""
+  """The facts with words that none of the texts says."""
   said = [f' {_plain(text)} ' for text in texts]
-  return [fact for fact in brief.facts if not any(f' {_plain(fact)} ' in one for one in said)]
+  facts = filter(_plain, brief.facts)
+  return [fact for fact in facts if not any(f' {_plain(fact)} ' in one for one in said)]
 
 
 def _shortened(brief: Brief, text: str) -> list[str]:

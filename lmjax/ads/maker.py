@@ -12,7 +12,7 @@ from lmjax.ads import draw
 from lmjax.ads.audience import load_taxonomy
 from lmjax.ads.banner import Fonts, choose_palette, lay_out
 from lmjax.ads.brief import Brief
-from lmjax.ads.creative import Copy, Limits, Problem, find_problems, limits_of, unlike
+from lmjax.ads.creative import Copy, Limits, Problem, find_problems, limits_of, unlike, unsaid
 from lmjax.ads.record import FILE, make_record, sha256
 from lmjax.ads.template import write_templates
 from lmjax.core.config import Config, leaf
@@ -49,11 +49,16 @@ class Candidate(NamedTuple):
 
 
 class Choice(NamedTuple):
-  """What is shown, best first, what is not and why, and counts: drawn = refused + repeated + kept."""
+  """What is shown, best first, what is not and why, and counts: drawn = refused + repeated + kept.
+
+  Attributes:
+    unsaid: facts that nothing shown says, for want of room or of more candidates.
+  """
 
   shown: list[Candidate]
   refused: list[dict[str, Any]]
   counts: dict[str, int]
+  unsaid: list[str]
 
 
 class Picture(NamedTuple):
@@ -116,7 +121,8 @@ class Maker:
       if not self._harmful(copy)
     ]
     shown = kept[:count] + self._rank(brief, plain)
-    return Choice(shown, refused, dict(zip(_COUNTS, counts, strict=True)))
+    missing = unsaid(brief, [one.copy.text for one in shown])
+    return Choice(shown, refused, dict(zip(_COUNTS, counts, strict=True)), missing)
 
   def check(self, brief: Brief, copy: Copy) -> list[Problem]:
     """Why `copy` may not be shown; empty where it may."""

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from lmjax.ads.brief import Brief, Refused, parse_brief
-from lmjax.ads.creative import unsaid
 from lmjax.ads.maker import TRIES, Maker, Making, limits_for
 from lmjax.ads.policy import review_brief
 from lmjax.ads.record import FILE
@@ -54,7 +53,7 @@ class Studio(Making, Task):
 
       writer = Writer(load(self.checkpoint), self.sampler)
       drawn = writer.write(brief, limits, TRIES * self.candidates, self.seed)
-    kept, refused, counts = maker.choose(
+    kept, refused, counts, left = maker.choose(
       brief, drawn, made_by=self.checkpoint, count=self.candidates, templates=self.templates
     )
     (output / 'refused.jsonl').write_text(
@@ -73,10 +72,10 @@ class Studio(Making, Task):
       print(f'{name}  {one.copy.headline} | {one.copy.body} | {one.copy.action}  ({one.made_by})')
     seconds = round(time.monotonic() - began, 2)
     print(f'{len(rows)} creatives are in {output}, none approved yet: see {FILE} of each')
-    left = unsaid(brief, [one.copy.text for one in kept])
     if left:
       print(
-        f'{len(left)} facts are in none of them, {left[0][:60]!r} first: shorten facts to have them said'
+        f'{len(left)} facts are in none of them, {left[0][:60]!r} first: to have them said, shorten facts or '
+        'pass more --candidates'
       )
     made = {'output': str(output), 'creatives': rows, 'copies': counts, 'facts_unsaid': left}
     return made | {'seconds_to_make': seconds}

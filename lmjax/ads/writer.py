@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lmjax.ads.brief import Brief
-from lmjax.ads.creative import Copy, Limits, source_of, vocabulary, voice_of, wordings
+from lmjax.ads.creative import Copy, Limits, capitalised, source_of, vocabulary, voice_of, wordings
 from lmjax.core.errors import UserError
 from lmjax.data import chat
 from lmjax.generate.constrain import Grammar, Grammars
@@ -227,10 +227,10 @@ def _filled(frames: Sequence[str], product: str, facts: Sequence[str]) -> list[s
   for frame in frames:
     if _slots(frame) == len(facts):
       rest = iter(facts)
-      fill = {'{product}': lambda: name, '{Product}': lambda: _upper(name)}
+      fill = {'{product}': lambda: name, '{Product}': lambda: capitalised(name)}
       fill |= {
         '{fact}': lambda rest=rest: _lower(next(rest)),
-        '{Fact}': lambda rest=rest: _upper(next(rest)),
+        '{Fact}': lambda rest=rest: capitalised(next(rest)),
       }
       found.append(re.sub(r'{\w+}', lambda slot, fill=fill: fill[slot[0]](), frame))
   return found
@@ -269,10 +269,6 @@ def word_copy(
 
 def _clean(text: str) -> str:
   return ' '.join(text.replace('"', '').replace('\\', '').split()).rstrip('.')
-
-
-def _upper(text: str) -> str:
-  return text[:1].upper() + text[1:]
 
 
 def _lower(text: str) -> str:

@@ -82,6 +82,13 @@ def _words(text: str) -> list[str]:
   return re.findall(r'\w+', text.lower())
 
 
+def tones_in(prompt: str) -> list[str]:
+  """The skin tones that a prompt names, the longest name first: medium-light is no light."""
+  plain = lambda text: f' {" ".join(_words(text))} '
+  longest = sorted(TONES.values(), key=len, reverse=True)
+  return [tone for tone in longest if plain(tone) in plain(prompt)]
+
+
 def load_pictures(side: int) -> tuple[list[Picture], np.ndarray]:
   """Twemoji, fetched the first time: what they show, and u8 [S, side, side, 3] over white."""
   try:

@@ -21,10 +21,14 @@ class FlowSampler(Config):
     'heun', 'heun: of second order, twice the evaluations a step.'
   )
   steps: int = leaf(16, 'Steps of equal length.', low=1)
-  guidance: float = leaf(1.25, '1: as conditioned; more: further from the unconditioned.', low=0.0)
+  guidance: float = leaf(
+    1.25,
+    'How far the prompt moves it from the unconditioned; 1 and no other: as conditioned.',
+    low=0.0,
+  )
   attribute_guidance: float = leaf(
     1.0,
-    'How far attributes alone, a skin tone say, move it from the unconditioned as well.',
+    'How far attributes alone, a skin tone say, move it from there as well; 0: not.',
     low=0.0,
   )
 

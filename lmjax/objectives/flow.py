@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.core.config import Config, leaf
+from lmjax.core.errors import UserError
 from lmjax.core.types import Mean, Params
 from lmjax.models.diffusion import Diffusion, attributes_of
 
@@ -43,13 +44,19 @@ class Flow(Config):
   mean: float = leaf(-0.5, 'Of the logit of times; lower: noisier.')
   std: float = leaf(1.2, 'Standard deviation of the logit of times.', above=0.0)
   drop: float = leaf(0.1, 'Share of rows that lose their features.', low=0.0, high=1.0)
-
   narrow: float = leaf(
     0.1,
     'Share of rows that lose all but attributes, features that count more than 1.',
     low=0.0,
     high=1.0,
   )
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    if self.drop + self.narrow > 1.0:
+      raise UserError(
+        f'drop={self.drop} and narrow={self.narrow} are more than all rows: pass shares of 1 together at most'
+      )
 
   def __call__(
     self, model: Diffusion, params: Params, batch: Any, rng: jax.Array

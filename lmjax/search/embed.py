@@ -24,8 +24,8 @@ from lmjax.models.encoder import Encoder, Pooling, read_texts, text_vectors
 from lmjax.models.transformer import Decoder
 from lmjax.search.kept import kept
 
-_STEP, _FEW_STEP = 4, 16  # lengths are multiples of it; of fewer texts than _FEW, of the second
-_FEW = 64
+_STEP = 4  # lengths are multiples of it
+_FEW, _FEW_STEP = 64, 16  # of fewer texts than the first, multiples of the second
 _TOKENS = 65_536  # of a batch
 _CPU_TOKENS = 1024  # on CPUs: more leave the caches between two products, measured 20 % slower
 _KEPT = 1000  # texts from which on vectors are kept
@@ -98,7 +98,7 @@ class Embedder:
     vectors = np.zeros((len(texts), self.size), np.float32)
     for chosen, tokens_BL, lengths_B in batches(self.encode(texts), self.model.positions):
       found = _text_vectors(self.model, self._params, tokens_BL, lengths_B, self.pooling)
-      vectors[chosen] = np.asarray(found)[: len(chosen), : self.size]
+      vectors[chosen] = np.asarray(found)[:, : self.size]
       if progress is not None:
         progress(len(chosen), len(texts))
     return shorten(vectors, self.size) if self.size < self.model.width else vectors
@@ -149,25 +149,27 @@ def _is_decoder(name: str) -> bool:
 def batches(
   tokens: Sequence[np.ndarray], positions: int | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-  """(which texts, tokens_BL, lengths_B), the longest first; rows beyond the texts are of no tokens.
+  """(which texts, tokens_BL, lengths_B), the longest first.
 
-  L is a multiple of 4, for a few texts, queries say, of 16, and B fills a batch, but for the last one, where it is
-  a power of 2: a program for each L. L is never more than `positions`, where a model has so many.
+  L is a multiple of 4, for a few texts, queries say, of 16, and never more than `positions`, where a model has so
+  many. B fills a batch, or is a power of 2 where too few texts are longer than L / 2: few programs, little padding.
   """
   lengths = np.array([len(ids) for ids in tokens], int)
-  order = np.argsort(-lengths, kind='stable')
   most = _CPU_TOKENS if jax.default_backend() == 'cpu' else _TOKENS
   step = _STEP if len(tokens) >= _FEW else _FEW_STEP
+  padded = np.maximum(-(-lengths // step), 1) * step
+  order = np.argsort(-lengths, kind='stable')
+  shrinking = -padded[order]
   start = 0
   while start < len(order):
-    length = max(-(-int(lengths[order[start]]) // step), 1) * step
-    length = min(length, positions or length)
-    rows = min(max(most // length, 1), 1 << (len(order) - start - 1).bit_length())
-    chosen = order[start : start + rows]
-    tokens_BL, lengths_B = np.zeros((rows, length), np.int32), np.zeros(rows, np.int32)
+    length = -int(shrinking[start])
+    near = int(np.searchsorted(shrinking, -(length // 2))) - start
+    full = max(most // length, 1)
+    chosen = order[start : start + (full if near >= full else 1 << near.bit_length() - 1)]
+    tokens_BL = np.zeros((len(chosen), min(length, positions or length)), np.int32)
     for row, index in enumerate(chosen):
-      tokens_BL[row, : lengths[index]], lengths_B[row] = tokens[index], lengths[index]
-    yield chosen, tokens_BL, lengths_B
+      tokens_BL[row, : lengths[index]] = tokens[index]
+    yield chosen, tokens_BL, lengths[chosen].astype(np.int32)
     start += len(chosen)
 
 

@@ -116,11 +116,15 @@ class Refusal(Strict):
 
 
 class Creatives(Strict):
-  """The best first; `refused` are copies that no one is shown as creatives, with why."""
+  """The best first; `refused` are copies that no one is shown as creatives, with why.
+
+  `facts_unsaid` are facts of the brief that none of the creatives says.
+  """
 
   object: str
   data: list[Creative]
   refused: list[Refusal]
+  facts_unsaid: list[str]
 
 
 class Kept(NamedTuple):
@@ -229,7 +233,8 @@ def ads_routes(service: Service, desk: Desk | None) -> APIRouter:
       templates=body.templates,
     )
     made = [await run_in_threadpool(desk.add, body.brief, brief, one) for one in choice.shown]
-    return reply({'object': 'list', 'data': made, 'refused': choice.refused})
+    told = {'refused': choice.refused, 'facts_unsaid': choice.unsaid}
+    return reply({'object': 'list', 'data': made, **told})
 
   @router.post('/ads/{creative}/edit', response_model=Creative, responses=REFUSALS)
   async def edit(creative: str, body: CopyEdit) -> Any:

@@ -222,9 +222,8 @@ class Generator(NamedTuple):
 
     Their category, without which nothing was learnt, is that of the known prompt with the most like words.
     """
-    tones = sorted(images.TONES.values(), key=len)[::-1]
     told = [
-      [f'category={category}', *[f'tone={tone}' for tone in tones if tone in prompt][:1]]
+      [f'category={category}', *(f'tone={tone}' for tone in images.tones_in(prompt)[:1])]
       for prompt, category in zip(prompts, self._categories(prompts), strict=True)
     ]
     return self.make(*encode_prompts(prompts, told, self.model.features), sampler, seed)

@@ -36,7 +36,7 @@ def make(folder, **change):
 
 
 def test_facts_that_no_copy_has_room_for_are_told(tmp_path, capsys):
-  facts = ['750 g', 'baked slowly ' * 20]
+  facts = ['750 g', 'baked slowly ' * 20, '!!!']
   report = make(tmp_path, facts=facts).run(tmp_path)
   assert report['facts_unsaid'] == [facts[1]]
   assert "1 facts are in none of them, 'baked slowly" in capsys.readouterr().out

@@ -58,11 +58,18 @@ def test_batches_hold_every_text_once_and_few_shapes():
     seen += chosen.tolist()
     shapes.add(tokens_BL.shape)
     assert tokens_BL.size <= 1024
-    assert lengths_B.tolist() == [*lengths[chosen], *[0] * (len(lengths_B) - len(chosen))]
+    assert lengths_B.tolist() == lengths[chosen].tolist()
     for row, index in enumerate(chosen):
       np.testing.assert_array_equal(tokens_BL[row, : lengths[index]], tokens[index])
   assert sorted(seen) == list(range(500))
-  assert len(shapes) <= 24  # a length each, and the last batch
+  assert len(shapes) <= 26  # a length each, and the shortest texts in powers of 2
+
+
+def test_a_long_text_does_not_pad_the_short_ones():
+  tokens = [np.zeros(n, np.int32) for n in (256, *[16] * 999)]
+  shapes = [tokens_BL.shape for _, tokens_BL, _ in batches(tokens)]
+  assert shapes[0] == (1, 256)
+  assert sum(rows * length for rows, length in shapes) == sum(map(len, tokens))
 
 
 def test_queries_share_few_programs():

@@ -116,6 +116,18 @@ def test_who_reads_together_is_learnt_and_kept_with_the_run_where_that_gains(
   assert methods['reranked']['mrr_at_10'] > methods['hybrid']['mrr_at_10'] + 0.05
 
 
+@pytest.mark.parametrize('experiment', ['search_eval', 'search_tune'])
+def test_who_reads_together_is_asked_for_before_documents_are_read(
+  tmp_path, files, encoder, experiment, monkeypatch
+):
+  embedded = []
+  whole = Embedder.embed
+  monkeypatch.setattr(Embedder, 'embed', lambda *given: embedded.append(given) or whole(*given))
+  with pytest.raises(UserError, match='nobody'):
+    run(experiment, tmp_path / 'run', files, encoder, '--cross=nobody:there')
+  assert not embedded
+
+
 def knows_riddles(queries, documents):
   animals = [ANIMALS[int(query.split()[-1]) % 3] for query in queries]
   return [float(animal in text) for animal, text in zip(animals, documents, strict=True)]

@@ -50,6 +50,7 @@ def made(http):
 def test_creatives_are_by_the_model_and_by_the_template(made):
   makers = [one['made_by'] for one in made['data']]
   assert (makers[0], makers[-1]) == ('tiny', 'template')
+  assert made['facts_unsaid'] == []
   for one in made['data']:
     assert (one['verdict'], one['approval']['state'], one['reasons']) == ('passed', 'pending', [])
     assert [image['file'] for image in one['images']] == ['300x250.png', '300x250.svg']

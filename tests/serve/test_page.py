@@ -118,6 +118,7 @@ def test_an_answer_can_be_stopped_and_asked_again(page):
   page.get_by_role('button', name='Retry').click()
   page.get_by_text('2 of 2').wait_for()
   page.locator('#send').wait_for(state='visible')
+  assert 0 < len(answers(page)[-1].split()) <= 5
   page.get_by_role('button', name='Edit').click()
   page.get_by_label('Edited message').fill('say')
   page.get_by_role('button', name='Ask again').click()

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from lmjax.core.errors import UserError
-from lmjax.data.images import encode_prompts, fit_latent, read_names
+from lmjax.data.images import encode_prompts, fit_latent, read_names, tones_in
 from lmjax.generate.image import FlowSampler, sample_vectors
 from lmjax.models.diffusion import Diffusion
 from lmjax.objectives.flow import Flow, Vectors
@@ -112,12 +112,14 @@ def test_flow_adds_over_rows_and_drops_features():
   untold = batch.replace(weights_BK=jnp.zeros((4, 3)))
   narrow = batch.replace(weights_BK=jnp.tile(jnp.array([4.0, 0.0, 0.0]), (4, 1)))
   whole = lambda some: float(run(Flow(drop=0.0, narrow=0.0), moved, some))
-  all_dropped = run(Flow(drop=1.0), moved, batch)
+  all_dropped = run(Flow(drop=1.0, narrow=0.0), moved, batch)
   assert all_dropped == pytest.approx(whole(untold), rel=1e-6)
   assert all_dropped != pytest.approx(whole(batch), rel=1e-3)
   words_dropped = run(Flow(drop=0.0, narrow=1.0), moved, batch)
   assert words_dropped == pytest.approx(whole(narrow), rel=1e-6)
   assert words_dropped != pytest.approx(whole(batch), rel=1e-3)
+  with pytest.raises(UserError, match='shares of 1 together at most'):
+    Flow(drop=0.95, narrow=0.1)
 
 
 def test_the_average_follows_the_parameters():
@@ -159,6 +161,12 @@ def test_prompts_keep_every_word_and_likeness():
   assert (weights[0] == 1).sum() == 2
   assert (weights[0] == 4).sum() == 1
   assert alike(rows[0], rows[1]) > alike(rows[0], rows[2])
+
+
+def test_a_prompt_names_its_tone_however_it_is_written():
+  assert tones_in('Waving hand, DARK skin tone') == ['dark skin tone']
+  assert tones_in('medium light skin tone')[0] == 'medium-light skin tone'
+  assert tones_in('moonlight skin tone') == tones_in('a red car') == []
 
 
 def test_forms_of_a_concept_are_split_together(tmp_path):

@@ -90,6 +90,7 @@ class Studio {
       const found = await postJson('/ads', { brief: this.brief(), candidates }, this.making.signal);
       this.list.replaceChildren(...found.data.map((one) => this.card(one)));
       this.note.textContent = `${found.data.length} creatives, the best first. None is approved yet.`;
+      if (found.facts_unsaid.length) this.note.textContent += ` None says: ${found.facts_unsaid.join('; ')}.`;
       if (found.refused.length) this.refuse(found.refused);
     } catch (error) {
       if (error.name !== 'AbortError') this.note.textContent = error.message;
