@@ -39,6 +39,7 @@ def posts_tiny() -> Pretrain:
       embedding_norm=PLAIN,
       head='untied',
       attention_block=32,
+      layout='list',
       dtype='bfloat16',
     ),
     start='bigrams',

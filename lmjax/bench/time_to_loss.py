@@ -2,7 +2,7 @@
 
 The peer trains for a given time after torch.compile has compiled; its clock runs from the start of its
 process to the end of training, and what it reaches on the held-out posts is the target. lmjax then trains
-`posts_tiny`, with what was best in short runs, to the end of its schedule in ever more steps, each time
+`posts_tiny`, with what was best in trials, to the end of its schedule in ever more steps, each time
 anew and on the same posts, split and tokenizer, until it is there; its clock runs from the start of its
 process too. Caches of both are warm. Loading, compiling and the last save count, evaluating does not.
 """
@@ -35,14 +35,23 @@ class TimeToLoss(Task):
   seeds: tuple[int, ...] = leaf((0, 1, 2), 'One run of each side for each.', low=0)
   seconds: float = leaf(180.0, 'How long the peer trains, after compiling.', above=0.0)
   steps: tuple[int, ...] = leaf(
-    (45, 55, 70, 90, 120, 160, 220, 300, 400), 'Lengths of our run, tried in turn.', low=1
+    (1300, 1400, 1500, 1600, 1800, 2200, 3000), 'Lengths of our run, tried in turn.', low=1
   )
   settings: tuple[str, ...] = leaf(
-    ('model.mlp=512', 'optimizer.matrix_lr=0.025', 'optimizer.peak_lr=3e-3'),
-    'Flags of our run: the best of the trials in BUILD.md.',
+    (
+      'batch=8',
+      'model.layers=1',
+      'model.width=192',
+      'model.heads=3',
+      'model.kv_heads=3',
+      'model.mlp=512',
+      'optimizer.matrix_lr=0.025',
+      'optimizer.peak_lr=8e-3',
+    ),
+    'Flags of our run: the best of the trials in docs/speed.md, as are those of the peer.',
   )
   width: int = leaf(192, 'Width of the peer.', low=64)
-  layers: int = leaf(2, 'Layers of the peer.', low=1)
+  layers: int = leaf(1, 'Layers of the peer.', low=1)
   heads: int = leaf(3, 'Heads of the peer.', low=1)
   mlp: int = leaf(512, "Hidden size of the peer's feed-forward.", low=1)
   length: int = leaf(128, "Tokens of the peer's rows.", low=2)

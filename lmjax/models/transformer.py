@@ -363,9 +363,11 @@ class Decoder(Config):
     turns = self._turns(positions_BL)
     aux: list[dict[str, Mean]] = []
     new_cache = None if cache is None else {}
+    blocks: dict[int, Callable] = {}  # each traced once, however many layers are alike
     for i in range(self.layers):
       layer_cache = None if cache is None else cache[str(i)]
-      x_BLD, layer_cache, layer_aux = self._block(i)(
+      block = blocks.setdefault(self.window(i), jax.jit(self._block(i)))
+      x_BLD, layer_cache, layer_aux = block(
         layers[str(i)], x_BLD, segments_BL, positions_BL, turns, layer_cache
       )
       if new_cache is not None:

@@ -13,12 +13,12 @@ from collections.abc import Hashable
 from typing import Any, Literal, NamedTuple
 
 import jax
-import numpy as np
 import optax
-from optax.contrib import MuonDimensionNumbers, scale_by_muon
+from optax.contrib import MuonDimensionNumbers
 
 from lmjax.core.config import Config, leaf, part
 from lmjax.core.errors import UserError
+from lmjax.optim.orthogonal import Preconditioning, fans, orthogonalize
 from lmjax.optim.schedule import Cosine, WarmupStableDecay
 
 Dims = tuple[str, ...]
@@ -193,7 +193,7 @@ class Muon(Optimizer):
   matrix_lr: float = leaf(0.02, 'Peak learning rate of hidden matrices.', above=0)
   momentum: float = leaf(0.95, 'Decay of the momentum of hidden matrices.', low=0, high=1)
   ns_steps: int = leaf(5, 'Newton-Schulz iterations; with aol 4 are as good as 5 without.', low=1)
-  preconditioning: Literal['frobenius', 'aol', 'schatten'] = leaf(
+  preconditioning: Preconditioning = leaf(
     'frobenius', 'Scaling before the iteration (aol: arXiv:2512.04632, schatten: 2506.10935).'
   )
   consistent_rms: float | None = leaf(None, 'RMS of an update; 0.2 is like AdamW.', above=0)
@@ -209,16 +209,11 @@ class Muon(Optimizer):
     numbers = jax.tree.map(
       lambda ours, names: muon_numbers(names) if ours else optax.MaskedNode(), trained, dims
     )
-    orthogonal = scale_by_muon(
-      ns_steps=self.ns_steps,
-      beta=self.momentum,
-      mu_dtype=self.moment_dtype,
-      preconditioning=self.preconditioning,
-      weight_dimension_numbers=numbers,
-    )
+    momentum = optax.trace(self.momentum, nesterov=True, accumulator_dtype=self.moment_dtype)
+    orthogonal = orthogonalize(numbers, self.ns_steps, self.preconditioning)
     adam = optax.scale_by_adam(self.b1, self.b2, self.eps, mu_dtype=self.moment_dtype)
     return {
-      'muon': Rule(optax.chain(orthogonal, self._scale_by_fan(numbers)), self.matrix_lr),
+      'muon': Rule(optax.chain(momentum, orthogonal, self._scale_by_fan(numbers)), self.matrix_lr),
       'adam': Rule(adam, self.peak_lr),
     }
 
@@ -227,7 +222,7 @@ class Muon(Optimizer):
     derives from parameters fail under `optax.tree.map_params`."""
 
     def scale(axes: MuonDimensionNumbers, update: jax.Array) -> jax.Array:
-      fan_in, fan_out = (int(np.prod(np.take(update.shape, side))) for side in axes)
+      fan_in, fan_out = fans(axes, update.shape)
       if self.consistent_rms is None:
         return update * math.sqrt(max(1, fan_out / fan_in))
       return update * math.sqrt(max(fan_in, fan_out)) * self.consistent_rms

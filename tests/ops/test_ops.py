@@ -56,15 +56,28 @@ def test_blocked_attention_is_naive_attention(block, window, softcap):
 
 
 def test_blocked_attention_has_the_reference_gradient():
-  q, k, v = normal(1, 10, 2, 4), normal(1, 10, 2, 4), normal(1, 10, 2, 4)
-  segments = jnp.array([[1] * 6 + [2] * 4])
+  q, k, v = normal(1, 20, 2, 4), normal(1, 20, 2, 4), normal(1, 20, 2, 4)
+  segments = jnp.array([[1] * 6 + [2] * 11 + [0] * 3])
   total = lambda block, q, k, v: jnp.sum(
     attention.attend_blocked(q, k, v, segments, window=0, block=block, scale=0.5) ** 2
   )
-  grads = [
-    jit(jax.grad(functools.partial(total, block), argnums=(0, 1, 2)))(q, k, v) for block in (3, 10)
-  ]
-  jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-4), *grads)
+  grads = lambda block: jit(jax.grad(functools.partial(total, block), argnums=(0, 1, 2)))(q, k, v)
+  expected = grads(20)
+  for block in (3, 1):  # 7 blocks, one by one, and 20, in loops
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-4), grads(block), expected)
+
+
+def test_memory_of_blocked_attention_grows_with_the_length_and_not_its_square():
+  def temporary_bytes(length):
+    x = jax.ShapeDtypeStruct((1, length, 2, 8), jnp.float32)
+    segments = jax.ShapeDtypeStruct((1, length), jnp.int32)
+    total = lambda q, k, v, segments: jnp.sum(
+      attention.attend_blocked(q, k, v, segments, window=0, block=64, scale=0.5) ** 2
+    )
+    compiled = jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(x, x, x, segments).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  assert temporary_bytes(4096) < 2.5 * temporary_bytes(2048)
 
 
 def test_rms_norm_is_the_formula():

@@ -205,7 +205,7 @@ def test_every_hidden_matrix_is_in_the_muon_partition(dims):
   assert len(numbers) == HIDDEN_IN_A_BLOCK * blocks
   params = jax.eval_shape(lambda: random_like(dims, 0))
   state = jax.eval_shape(Muon().build(dims, 200).init, params)
-  by_muon = state[1].inner_states['muon'].inner_state[0][0].mu
+  by_muon = state[1].inner_states['muon'].inner_state[0][0].trace
   by_adam = state[1].inner_states['adam'].inner_state[0].mu
   assert len(jax.tree.leaves(by_muon)) == len(numbers)
   total = len(jax.tree.leaves(params))
@@ -219,7 +219,10 @@ def test_muon_gives_scanned_and_listed_layers_the_same_update():
   listed = {key: {name: BLOCK[name] for name in dims['blocks']} for key in as_listed(params)}
   together = one_update(Muon(), dims, params, grads, 200)
   apart = one_update(Muon(), listed, as_listed(params), as_listed(grads), 200)
-  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
+
+  def close(a, b):  # products round to bf16: a sum in another order may fall to its neighbour
+    np.testing.assert_allclose(a, b, rtol=0, atol=2**-8 * np.abs(b).max())
+
   jax.tree.map(close, as_listed(together), apart)
 
 
