@@ -212,17 +212,16 @@ def test_every_hidden_matrix_is_in_the_muon_partition(dims):
   assert len(jax.tree.leaves(by_adam)) == total - len(numbers) - blocks  # router biases: neither
 
 
-def test_muon_gives_scanned_and_listed_layers_the_same_update():
+def test_muon_gives_scanned_and_listed_layers_the_same_update(monkeypatch):
+  # In f32: a sum in another order may round to another neighbour in bf16.
+  monkeypatch.setattr('lmjax.core.processor.multiplies_bf16', lambda: False)
   keep = lambda tree: {'blocks': {key: tree['blocks'][key] for key in ('attention', 'norm')}}
   dims = keep(stacked_dims())
   params, grads = random_like(dims, 0), random_like(dims, 1)
   listed = {key: {name: BLOCK[name] for name in dims['blocks']} for key in as_listed(params)}
   together = one_update(Muon(), dims, params, grads, 200)
   apart = one_update(Muon(), listed, as_listed(params), as_listed(grads), 200)
-
-  def close(a, b):  # products round to bf16: a sum in another order may fall to its neighbour
-    np.testing.assert_allclose(a, b, rtol=0, atol=2**-8 * np.abs(b).max())
-
+  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
   jax.tree.map(close, as_listed(together), apart)
 
 
