@@ -69,3 +69,8 @@ def assert_close(found: Params, expected: Params, tolerance: float = 1e-5) -> No
     difference, size = np.abs(a - b).max(), np.abs(b).max()
     assert math.isfinite(difference), path
     assert difference <= tolerance * size, f'{path}: {difference:.2e} of {size:.2e}'
+
+
+def kept_bytes(f, *operands):
+  """What `f` keeps of a forward pass for its gradients."""
+  return sum(leaf.nbytes for leaf in jax.tree.leaves(jax.vjp(f, *operands)[1]))

@@ -20,6 +20,7 @@ import jax
 from lmjax.bench import contest
 from lmjax.bench.contest import Figure
 from lmjax.bench.side import Turn
+from lmjax.bench.train import compile_step
 from lmjax.core import processor, registry
 from lmjax.core.clock import duration_text
 from lmjax.core.config import leaf
@@ -154,9 +155,9 @@ def step_turn(settings: dict[str, Any]) -> Turn:
   dtype = model.dtype if processor.multiplies_bf16() else 'float32'
   model = dataclasses.replace(model, dtype=dtype)
   tx = task.optimizer.build(model.dims(), task.steps)
-  step = jax.jit(make_step(task.objective, model, tx, 1), donate_argnums=0)
   state = jax.jit(lambda: init_state(model, tx, 0))()
   batch = jax.tree.map(jax.numpy.asarray, loader.batch(0))
+  step = compile_step(make_step(task.objective, model, tx, 1), state, batch)
 
   def take(count: int) -> float:
     nonlocal state

@@ -120,7 +120,7 @@ def _read() -> Callable[[], Any]:
 def _step() -> tuple[Callable[[], Any], dict[str, float]]:
   """A warm training step, and the size of its program."""
   work = work_of({**_SHAPE, 'rows': 8, 'dtype': 'float32'})
-  compiled = work.step.lower(work.state, work.batch).compile()
+  compiled = work.step
   memory: Any = compiled.memory_analysis()
   text = compiled.as_text() or ''
   sizes = {

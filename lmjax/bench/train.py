@@ -16,6 +16,7 @@ from lmjax.bench import contest
 from lmjax.bench.contest import Contest, Figure, Side
 from lmjax.bench.side import Turn
 from lmjax.core import processor
+from lmjax.core.compilation import compile_lowered
 from lmjax.core.config import leaf
 from lmjax.core.errors import UserError
 from lmjax.core.task import Report, Task, device
@@ -23,8 +24,9 @@ from lmjax.core.types import Batch
 from lmjax.models.transformer import Decoder
 from lmjax.objectives.language import Language
 from lmjax.optim.optimizer import AdamW
+from lmjax.parallel.accelerator import preset
 from lmjax.train.state import TrainState, init_state
-from lmjax.train.step import make_step
+from lmjax.train.step import Step, make_step
 
 _DTYPES = {'f32': 'float32', 'bf16': 'bfloat16'}
 _GEMM = {'cpu': 2048, 'gpu': 8192}
@@ -150,7 +152,7 @@ def work_of(settings: dict[str, Any]) -> Work:
   # A GPU has room for all logits of a step; a CPU is faster where those of a chunk stay in its cache.
   on_cpu = jax.default_backend() == 'cpu'
   chunk = max(32, 512 // settings['rows']) if on_cpu else settings['length']
-  step = jax.jit(make_step(Language(chunk=chunk), model, tx, 1), donate_argnums=0)
+  step = make_step(Language(chunk=chunk), model, tx, 1)
   state = jax.jit(lambda: init_state(model, tx, 0))()
   shape = (settings['rows'], settings['length'])
   tokens = np.random.default_rng(0).integers(
@@ -163,7 +165,13 @@ def work_of(settings: dict[str, Any]) -> Work:
     segments_BL=jnp.ones(shape, jnp.int32),
     positions_BL=jnp.broadcast_to(jnp.arange(shape[1]), shape),
   )
-  return Work(step, state, batch)
+  return Work(compile_step(step, state, batch), state, batch)
+
+
+def compile_step(step: Step, state: TrainState, batch: Batch) -> Any:
+  """`step` as a run compiles it, on one device."""
+  lowered = jax.jit(step, donate_argnums=0).lower(state, batch)
+  return compile_lowered(lowered, preset(jax.devices()[0].device_kind).compiler_options)
 
 
 def step_turn(settings: dict[str, Any]) -> Turn:

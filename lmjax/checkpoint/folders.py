@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from absl import logging
@@ -42,13 +43,19 @@ def find_flaw(path: Path, process: int = 0, processes: int = 1) -> str | None:
   checksums = _read_checksums(path)
   if checksums is None:
     return f'its save was not completed (no whole {CHECKSUMS})'
-  for name, expected in checksums.items():
+
+  def find(name: str) -> str | None:
     try:
-      if (_writer(name) or 0) % processes == process and _hash(path / name) != expected:
-        return f'{name} does not match its checksum'
+      matches = _hash(path / name) == checksums[name]
     except OSError as error:
       return f'{name} cannot be read ({error.strerror or error})'
-  return None
+    return None if matches else f'{name} does not match its checksum'
+
+  with ThreadPoolExecutor() as pool:
+    flaws = pool.map(
+      find, (name for name in checksums if (_writer(name) or 0) % processes == process)
+    )
+  return next(filter(None, flaws), None)
 
 
 def draft_of(folder: Path, step: int) -> Path:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from lmjax.core.config import Config, leaf
 from lmjax.core.errors import UserError
 from lmjax.core.types import Mean
-from lmjax.models.layers import MLP_ACTIVATIONS, Mlp, bias, ungated, weight
+from lmjax.models.layers import Mlp, activation, bias, ungated, weight
 from lmjax.ops import moe
 from lmjax.ops.dot import dot
 from lmjax.parallel.expert import run_on_experts
@@ -105,16 +105,16 @@ class MoeMlp(nn.Module):
     up = weight(self, 'up', (E, D, F), ('expert', 'embed', 'mlp'))
     down = weight(self, 'down', (E, F, D), ('expert', 'mlp', 'embed'), output=True)
     experts = moe.Experts(gate, up, down)
-    activation = MLP_ACTIVATIONS[self.activation]
+    activate = activation(self.activation, self.dtype)
     choices = jnp.sum(weights_BL) * self.config.top_k
     capacity = self.config.capacity(x_BLD.shape[1])
     if capacity is None:
-      y = _over_mesh(x_BLD, experts_BLk, gates_BLk, experts, activation, self.dtype)
+      y = _over_mesh(x_BLD, experts_BLk, gates_BLk, experts, activate, self.dtype)
       return y, Mean(jnp.zeros(()), choices)
     place_BLk = moe.slots(experts_BLk, weights_BL, E)
     lost_BLk = (place_BLk >= capacity) * weights_BL[:, :, None]
     y = moe.run_capacity(
-      x_BLD, experts_BLk, gates_BLk, place_BLk, experts, activation, capacity, self.dtype
+      x_BLD, experts_BLk, gates_BLk, place_BLk, experts, activate, capacity, self.dtype
     )
     return y, Mean(jnp.sum(lost_BLk), choices)
 

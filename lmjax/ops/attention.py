@@ -4,6 +4,7 @@ B batch, L query length, M key length, H query heads, G key/value heads, R = H /
 Sums and softmax are f32. Segments keep packed posts apart: 0 is padding, which sees only padding.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -77,10 +78,30 @@ def attend(
     scores_BGNM = softcap * jnp.tanh(scores_BGNM / softcap)
   scores_BGRLM = scores_BGNM.reshape(B, G, R, L, M)
   scores_BGRLM = jnp.where(mask_BLM[:, None, None], scores_BGRLM, _MASKED)
-  probs_BGNM = jax.nn.softmax(scores_BGRLM, axis=-1).reshape(B, G, *shape, M)
-  y_BGNK = dot(f'BG{n}M,BMGK->BG{n}K', probs_BGNM, v_BMGK, dtype)
+  probs_BGRLM: Any = _softmax(scores_BGRLM, dtype)
+  y_BGNK = dot(f'BG{n}M,BMGK->BG{n}K', probs_BGRLM.reshape(B, G, *shape, M), v_BMGK, dtype)
   y_BGRLK = y_BGNK.reshape(B, G, R, L, K)
   return jnp.transpose(y_BGRLK, (0, 3, 1, 2, 4)).reshape(B, L, H, K)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _softmax(scores: jax.Array, dtype: str) -> jax.Array:
+  """f32 softmax over the last dimension; its gradient reads the result in `dtype`, as `dot` keeps it."""
+  return jax.nn.softmax(scores, axis=-1)
+
+
+def _softmax_forward(scores: jax.Array, dtype: str):
+  probs = jax.nn.softmax(scores, axis=-1)
+  return probs, probs.astype(dtype)
+
+
+def _softmax_backward(dtype: str, probs: jax.Array, dprobs: jax.Array):
+  del dtype
+  probs = probs.astype(jnp.float32)
+  return (probs * (dprobs - jnp.sum(probs * dprobs, axis=-1, keepdims=True)),)
+
+
+_softmax.defvjp(_softmax_forward, _softmax_backward)
 
 
 def attend_blocked(

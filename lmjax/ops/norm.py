@@ -1,5 +1,7 @@
 """Normalisation of vectors. D is the normalised dimension, any others lead."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -13,8 +15,13 @@ def rms_norm(x: jax.Array, scale_D: jax.Array | None, *, eps: float) -> jax.Arra
     eps: added to the mean square, > 0.
 
   Returns:
-    The normalised x in its own dtype.
+    The normalised x in its own dtype. Of it gradients need x alone: the f32 arrays on the way are
+    computed again, as they take four times the memory of x in bf16.
   """
+  return jax.checkpoint(functools.partial(_rms_norm, eps=eps))(x, scale_D)
+
+
+def _rms_norm(x: jax.Array, scale_D: jax.Array | None, *, eps: float) -> jax.Array:
   x_f32 = x.astype(jnp.float32)
   y = x_f32 * jax.lax.rsqrt(jnp.mean(jnp.square(x_f32), axis=-1, keepdims=True) + eps)
   if scale_D is not None:
@@ -27,7 +34,11 @@ def layer_norm(x: jax.Array, scale_D: jax.Array | None, bias_D: jax.Array, *, ep
 
   Arguments and result are those of `rms_norm`; bias_D is f32.
   """
+  return jax.checkpoint(functools.partial(_layer_norm, eps=eps))(x, scale_D, bias_D)
+
+
+def _layer_norm(x: jax.Array, scale_D: jax.Array | None, bias_D: jax.Array, *, eps: float):
   x_f32 = x.astype(jnp.float32)
   x_f32 = x_f32 - jnp.mean(x_f32, axis=-1, keepdims=True)
-  y = rms_norm(x_f32, scale_D, eps=eps) + bias_D.reshape((1,) * (x.ndim - 1) + bias_D.shape)
+  y = _rms_norm(x_f32, scale_D, eps=eps) + bias_D.reshape((1,) * (x.ndim - 1) + bias_D.shape)
   return y.astype(x.dtype)

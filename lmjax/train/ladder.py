@@ -12,7 +12,7 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -22,7 +22,7 @@ from lmjax.core.clock import duration_text
 from lmjax.core.config import leaf
 from lmjax.core.errors import UserError
 from lmjax.core.task import Report, Task
-from lmjax.optim.transfer import WidthLaw
+from lmjax.optim.transfer import PUBLISHED_RATE, PUBLISHED_WIDTH, WidthLaw
 
 _HEAD = 32
 
@@ -36,10 +36,10 @@ class Ladder(Task):
   widths: tuple[int, ...] = leaf((64, 96, 128, 192), 'Sizes to fit the laws to.', low=_HEAD)
   predicted: int = leaf(256, 'Width of the model that is predicted.', low=_HEAD)
   rates: tuple[float, ...] = leaf(
-    (3e-3, 6e-3, 12e-3), 'Learning rates that each size is tried at.', above=0.0
+    (1.5e-3, 3e-3, 6e-3, 12e-3), 'Learning rates that each size is tried at.', above=0.0
   )
-  steps: int = leaf(200, 'Steps of each run.', low=10)
-  update: bool = leaf(False, 'Write the law of learning rates where large experiments read it.')
+  steps: int = leaf(400, 'Steps of each run.', low=10)
+  update: bool = leaf(False, 'Write where large experiments read their learning rate.', run=True)
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -62,14 +62,21 @@ class Ladder(Task):
     for number, (width, rate) in enumerate(runs):
       print(f'run {number + 1} of {len(runs) + 1}: ', end='', flush=True)
       tried.append(self._train(width, rate, workdir))
-    best = [min(self._of(tried, width), key=lambda run: run.bits_per_byte) for width in self.widths]
-    rate_law = fit_rates({width: self._of(tried, width) for width in self.widths})
-    loss_law = fit_losses([run.params for run in best], [run.bits_per_byte for run in best])
+    best = {width: best_of([run for run in tried if run.width == width]) for width in self.widths}
+    for width, one in best.items():
+      if one.rate in (min(self.rates), max(self.rates)):
+        print(
+          f'width {width} is best at {one.rate:.3g}, the last rate that was tried: add one beyond it'
+        )
+    rate_law = fit_rates({width: one.rate for width, one in best.items()})
+    losses = [one.bits_per_byte for one in best.values()]
+    loss_law = fit_losses([one.params for one in best.values()], losses)
     print(f'run {len(runs) + 1} of {len(runs) + 1}, predicted: ', end='', flush=True)
     last = self._train(self.predicted, rate_law.peak_lr(self.predicted), workdir)
     expected = loss_law.at(last.params)
     report = {
       'runs': [run._asdict() for run in tried],
+      'best': [one._asdict() for one in best.values()],
       'rate_law': rate_law._asdict(),
       'loss_law': loss_law._asdict(),
       'predicted': {**last._asdict(), 'expected_bits_per_byte': expected},
@@ -77,7 +84,7 @@ class Ladder(Task):
       'relative_error': last.bits_per_byte / expected - 1,
     }
     if self.update:
-      rate_law.commit(self._source(last.rate, report['relative_error']))
+      rate_law.through(PUBLISHED_WIDTH, PUBLISHED_RATE).commit(self._source(rate_law))
     print(
       f'best learning rate: {rate_law.peak_lr(128):.2g} at width 128, times '
       f'(128 / width)^{rate_law.exponent:.2f}\n'
@@ -87,10 +94,12 @@ class Ladder(Task):
     )
     return report
 
-  def _source(self, rate: float, error: float) -> str:
+  def _source(self, law: WidthLaw) -> str:
+    widths = f'{self.target} at widths {", ".join(map(str, self.widths))}, {self.steps} steps'
     return (
-      f'posts_ladder: {self.target} at widths {", ".join(map(str, self.widths))}, {self.steps} steps; '
-      f'at width {self.predicted} and {rate:.2g} the loss was {error:+.2%} from the prediction'
+      f'from the best rate of posts_ladder ({widths}) to the {PUBLISHED_RATE:.1g} of Llama 3 8B at width '
+      f'{PUBLISHED_WIDTH} (arXiv:2407.21783, table 3, as two notes quote it), where the exponent '
+      f'{law.exponent:.2f} of the ladder alone would have {law.peak_lr(PUBLISHED_WIDTH):.2g}'
     )
 
   def _train(self, width: int, rate: float, workdir: Path) -> 'Rung':
@@ -133,9 +142,6 @@ class Ladder(Task):
     if ended.returncode:
       raise UserError(f'{self.target} ended with exit code {ended.returncode}: see {log}')
 
-  def _of(self, tried: Sequence['Rung'], width: int) -> list['Rung']:
-    return [run for run in tried if run.width == width]
-
 
 class Rung(NamedTuple):
   """A run that was trained to its end."""
@@ -158,22 +164,28 @@ class LossLaw(NamedTuple):
     return self.floor + self.scale * params**-self.exponent
 
 
-def fit_rates(tried: dict[int, list[Rung]]) -> WidthLaw:
-  """The power of the width through the best learning rate of each.
+def best_of(runs: Sequence[Rung]) -> Rung:
+  """The lowest point of a parabola in log(rate) through the best run of a width and the two beside it.
 
-  That is the lowest point of a parabola in log(rate) through the runs of a width, kept between the
-  lowest and highest rate that were tried.
+  That is the best run itself where it has the lowest or highest rate that was tried.
   """
-  best = {}
-  for width, runs in tried.items():
-    logs = np.log([run.rate for run in runs])
-    curve, slope, _ = np.polyfit(logs, [run.bits_per_byte for run in runs], 2)
-    lowest = min(runs, key=lambda run: run.bits_per_byte)
-    at = -slope / (2 * curve) if curve > 0 else math.log(lowest.rate)
-    best[width] = float(np.clip(at, logs.min(), logs.max()))
-  power, _ = np.polyfit(np.log(list(best)), list(best.values()), 1)
-  middle = math.exp(float(np.mean(np.log(list(best)))))
-  rate = math.exp(float(np.mean(list(best.values()))))
+  runs = sorted(runs, key=lambda run: run.rate)
+  best = min(range(len(runs)), key=lambda at: runs[at].bits_per_byte)
+  if best in (0, len(runs) - 1):
+    return runs[best]
+  beside = runs[best - 1 : best + 2]
+  curve, slope, level = np.polyfit(
+    [math.log(run.rate) for run in beside], [run.bits_per_byte for run in beside], 2
+  )
+  rate, lowest = math.exp(-slope / (2 * curve)), level - slope**2 / (4 * curve)
+  return runs[best]._replace(rate=rate, bits_per_byte=float(lowest))
+
+
+def fit_rates(best: Mapping[int, float]) -> WidthLaw:
+  """The power of the width through the best learning rate of each."""
+  widths, rates = np.log(list(best)), np.log(list(best.values()))
+  power, _ = np.polyfit(widths, rates, 1)
+  middle, rate = (math.exp(float(np.mean(x))) for x in (widths, rates))
   return WidthLaw(width=middle, rate=rate, exponent=-float(power))
 
 

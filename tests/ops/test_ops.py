@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
-from small_models import QUICK
+from small_models import QUICK, kept_bytes
 
 from lmjax.ops import attention, moe, rope
 from lmjax.ops.dot import dot
@@ -65,6 +65,31 @@ def test_blocked_attention_has_the_reference_gradient():
   expected = grads(20)
   for block in (3, 1):  # 7 blocks, one by one, and 20, in loops
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-4), grads(block), expected)
+
+
+@pytest.mark.parametrize(('dtype', 'tolerance'), [('float32', 1e-5), ('bfloat16', 0.03)])
+def test_attention_has_the_gradient_of_einsums_and_a_softmax(dtype, tolerance):
+  q, k, v = normal(2, 12, 2, 4), normal(2, 12, 2, 4), normal(2, 12, 2, 4)
+  mask = attention.causal_mask(jnp.ones((2, 12), jnp.int32), 0)
+
+  def plain(q, k, v):
+    scores = jnp.einsum('BLHK,BMHK->BHLM', q, k) * 0.5
+    probs = jax.nn.softmax(jnp.where(mask[:, None], scores, -jnp.inf), axis=-1)
+    return jnp.sum(jnp.einsum('BHLM,BMHK->BLHK', probs, v) ** 2)
+
+  ours = lambda q, k, v: jnp.sum(attention.attend(q, k, v, mask, scale=0.5, dtype=dtype) ** 2)
+  for found, expected in zip(
+    *(jit(jax.grad(f, argnums=(0, 1, 2)))(q, k, v) for f in (ours, plain)), strict=True
+  ):
+    np.testing.assert_allclose(found, expected, atol=tolerance * float(jnp.max(jnp.abs(expected))))
+
+
+def test_a_norm_keeps_its_operands_alone():
+  x, scale, bias = normal(4, 32).astype(jnp.bfloat16), normal(32), normal(32)
+  rms = functools.partial(rms_norm, eps=1e-6)
+  assert kept_bytes(rms, x, scale) == x.nbytes + scale.nbytes
+  layer = functools.partial(layer_norm, eps=1e-6)
+  assert kept_bytes(layer, x, scale, bias) <= x.nbytes + scale.nbytes + bias.nbytes
 
 
 def test_memory_of_blocked_attention_grows_with_the_length_and_not_its_square():

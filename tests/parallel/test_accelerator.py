@@ -28,9 +28,11 @@ def test_a_device_finds_its_preset_by_its_kind(kind, name):
   assert preset(kind).name == name
 
 
-def test_the_cpu_of_this_machine_gets_no_flags_and_blocked_attention():
+def test_the_cpu_of_this_machine_gets_measured_flags_that_its_compiler_knows_and_blocked_attention():
   here = preset(jax.devices()[0].device_kind)
-  assert (here.name, here.compiler_options, here.attention) == ('cpu', {}, 'blocked')
+  assert (here.name, here.attention) == ('cpu', 'blocked')
+  assert all(flag.measured for flag in here.flags.values())
+  jax.jit(lambda x: x + 1).lower(1.0).compile(compiler_options=here.compiler_options)
 
 
 def test_every_accelerator_that_can_be_described_has_a_preset_with_sources():
@@ -41,11 +43,11 @@ def test_every_accelerator_that_can_be_described_has_a_preset_with_sources():
 
 def test_a_preset_is_one_line_that_says_what_is_not_measured():
   assert preset('NVIDIA H100 PCIe').line == (
-    'preset h100: 12 XLA flags (not measured), attention by a kernel where it can be, '
+    'preset h100: XLA flags: 12 (not measured), attention by a kernel where it can be, '
     'products in float32 or bfloat16 or float8'
   )
   assert preset('cpu').line == (
-    'preset cpu: no XLA flags, attention blocked, products in float32 or bfloat16'
+    'preset cpu: XLA flags: 1, attention blocked, products in float32 or bfloat16'
   )
 
 
