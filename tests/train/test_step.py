@@ -11,7 +11,7 @@ import pytest
 from small import POSTS, small
 from small_models import QUICK, assert_close, make_posts, pack, random_params
 
-from lmjax.core import tree
+from lmjax.core import registry, tree
 from lmjax.core.task import save_config
 from lmjax.models.layers import Norm
 from lmjax.models.moe import MoE
@@ -22,7 +22,14 @@ from lmjax.optim.schedule import WarmupStableDecay
 from lmjax.parallel.mesh import Mesh
 from lmjax.train.guard import Guard
 from lmjax.train.job import Job
-from lmjax.train.state import batch_sharding, make_state, state_shardings, with_moments_in
+from lmjax.train.pretrain import open_data
+from lmjax.train.state import (
+  batch_sharding,
+  init_state,
+  make_state,
+  state_shardings,
+  with_moments_in,
+)
 from lmjax.train.step import make_step
 
 SIZES = {'vocab': 96, 'width': 32, 'layers': 2, 'heads': 4, 'head_dim': 8, 'mlp': 64}
@@ -159,3 +166,27 @@ def test_moments_and_block_inputs_in_the_hosts_memory_change_nothing(mesh):
     found.append(jax.device_get((state.params, metrics)))
   assert_close(found[1][0], found[0][0])
   assert found[1][1]['loss'] == pytest.approx(found[0][1]['loss'], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_losses_of_fifty_steps_in_bf16_are_those_in_f32():
+  """Each batch is another, so that a loss tells of the weights so far; at 3e-3 f32 itself has spikes."""
+  task = registry.find('posts_rung')
+  optimizer = dataclasses.replace(task.optimizer, peak_lr=1e-3)
+  _, loader = open_data(task)
+  batches = list(loader.iterate(0, 50))
+
+  def losses(dtype):
+    model = dataclasses.replace(task.model.with_vocab(task.text.vocab), dtype=dtype)
+    tx = optimizer.build(model.dims(), 50)
+    step = jax.jit(make_step(task.objective, model, tx, 1), donate_argnums=0)
+    state = jax.jit(lambda: init_state(model, tx, 0))()
+    found = []
+    for batch in batches:
+      state, metrics = step(state, batch)
+      found.append(float(metrics['loss']))
+    return np.asarray(found)
+
+  f32, bf16 = losses('float32'), losses('bfloat16')
+  assert f32[-1] < f32[0] - 1
+  np.testing.assert_allclose(bf16, f32, rtol=1e-3)
