@@ -67,15 +67,17 @@ def _generate(model, sampler, room, end, vocab, params, tokens_BL, lengths_B, ma
     i, _, _, _, ended_B = carry
     return (i < max_tokens) & ~jnp.all(ended_B)
 
-  def step(carry):
-    i, logits_BV, cache, new_BM, ended_B = carry
+  def put(i, logits_BV, cache, new_BM, ended_B):
     token_B = jnp.where(ended_B, end, draw(logits_BV, lengths_B + i))
-    new_BM = new_BM.at[:, i].set(token_B)
-    logits_BV, cache = decode(model, params, token_B, lengths_B + i, cache)
-    return i + 1, logits_BV, cache, new_BM, ended_B | (token_B == end)
+    return i + 1, token_B, cache, new_BM.at[:, i].set(token_B), ended_B | (token_B == end)
 
-  start = (0, logits_BV, cache, jnp.full((B, room), end, jnp.int32), jnp.zeros(B, bool))
-  return jax.lax.while_loop(more, step, start)[3]
+  def step(carry):
+    i, token_B, cache, new_BM, ended_B = carry
+    logits_BV, cache = decode(model, params, token_B, lengths_B + i - 1, cache)
+    return put(i, logits_BV, cache, new_BM, ended_B)
+
+  none_BM, ended_B = jnp.full((B, room), end, jnp.int32), jnp.zeros(B, bool)
+  return jax.lax.while_loop(more, step, put(0, logits_BV, cache, none_BM, ended_B))[3]
 
 
 def _whole_buckets(tokens: int) -> int:
@@ -83,14 +85,21 @@ def _whole_buckets(tokens: int) -> int:
 
 
 def prefill(model: Decoder, params: Params, tokens_BL, lengths_B, slots: int):
-  """Logits f32 [B, V] after each prompt's last token, and the filled cache."""
+  """Logits f32 [B, V] after each prompt's last token, and the filled cache, of `slots` that hold the longest."""
+  model.check_tokens(slots)
   B, L = tokens_BL.shape
-  positions_BL = jnp.broadcast_to(jnp.arange(L)[None], (B, L))
-  segments_BL = (positions_BL < lengths_B[:, None]).astype(jnp.int32)
-  cache = model.init_cache(B, slots)
-  output = model.apply(params, tokens_BL, segments_BL, positions_BL, cache)
+  real_BL = jnp.arange(L)[None] < lengths_B[:, None]
+  segments_BL = real_BL.astype(jnp.int32)
+  positions_BL = jnp.where(real_BL, jnp.arange(L)[None], 0)  # past the learnt ones there are none
+  output = model.apply(params, tokens_BL, segments_BL, positions_BL, model.init_cache(B, 0))
   last_B1D = jnp.take_along_axis(output.hidden_BLD, (lengths_B - 1)[:, None, None], axis=1)
-  return model.logits(params, last_B1D)[:, 0], output.cache
+
+  def fit(x):  # [..., L, G, K], to `slots` in place of L
+    room = [(0, 0, 0)] * (x.ndim - 3) + [(0, slots - L, 0), (0, 0, 0), (0, 0, 0)]
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), room)
+
+  cache = jax.tree.map(fit, output.cache)
+  return model.logits(params, last_B1D)[:, 0], cache
 
 
 def decode(model: Decoder, params: Params, token_B, position_B, cache):

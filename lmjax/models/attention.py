@@ -65,9 +65,12 @@ class Attention(nn.Module):
   def _attend(self, q_BLHK, k_BLGK, v_BLGK, segments_BL, positions_BL, cache):
     c = self.config
     scale = c.attention_scale or attention.default_scale(c.head_dim)
-    same = {'scale': scale, 'softcap': c.attention_softcap, 'dtype': c.dtype}
-    if cache is None:
-      ring = axis_sizes().get('context', 1) > 1
+    query = self.get_variable('params', 'query')
+    packed = isinstance(query, Packed)
+    dtype = query.product_dtype(math.prod(q_BLHK.shape[:2])) if packed else c.dtype
+    same = {'scale': scale, 'softcap': c.attention_softcap, 'dtype': dtype}
+    if cache is None or not cache['k'].shape[1]:  # nothing is before the tokens of these rows
+      ring = cache is None and axis_sizes().get('context', 1) > 1
       attend = attend_ring if ring else c.choose_attention()
       y = attend(
         q_BLHK,
@@ -78,10 +81,9 @@ class Attention(nn.Module):
         block=c.attention_block,
         **same,
       )
-      return y, None
+      return y, cache and {'k': k_BLGK, 'v': v_BLGK}
     if 'k_scale' in cache:
       q_BLHK, k_BLGK = spread(q_BLHK), spread(k_BLGK)
-    packed = isinstance(self.get_variable('params', 'query'), Packed)
     if packed and q_BLHK.shape[1] == 1 and native.available():
       y_BHK, cache = _attend_native(
         (q_BLHK, k_BLGK, v_BLGK),

@@ -4,7 +4,6 @@ For one CPU: nothing here is split over devices. T rows, I inputs, O outputs, S 
 of inputs.
 """
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -26,6 +25,11 @@ class Packed(NamedTuple):
   values: jax.Array
   scale: jax.Array | None = None
 
+  def product_dtype(self, rows: int) -> str:
+    """What both sides of a product with so many rows round to, bf16 only where the CPU multiplies it."""
+    narrow = self.values.dtype == jnp.bfloat16 and processor.multiplies_bf16()
+    return 'bfloat16' if narrow and rows > native.MOST_ROWS else 'float32'
+
 
 def packed_dot(spec: str, x: jax.Array, w: Packed) -> jax.Array:
   """`einsum(spec, x, w)` in f32; `spec` names the dimensions of w as they were before packing."""
@@ -38,19 +42,17 @@ def packed_dot(spec: str, x: jax.Array, w: Packed) -> jax.Array:
   lead, O = x.shape[: len(rows)], w.values.shape[: len(outer)]
   w_OI = w.values.reshape(math.prod(O), -1)
   scale_OS = None if w.scale is None else w.scale.reshape(w_OI.shape[0], -1)
-  y_TO = _rows_dot(x.reshape(-1, w_OI.shape[1]), w_OI, scale_OS)
+  y_TO = _rows_dot(x.reshape(-1, w_OI.shape[1]), Packed(w_OI, scale_OS))
   return y_TO.reshape(*lead, *O)
 
 
-def _rows_dot(x_TI: jax.Array, w_OI: jax.Array, scale_OS: jax.Array | None) -> jax.Array:
-  if x_TI.shape[0] <= native.MOST_ROWS and native.available():
-    return native.multiply(x_TI.astype(jnp.float32), w_OI, scale_OS)
-  if scale_OS is not None:
-    w_OI = unpack(Packed(w_OI, scale_OS))
-  narrow = w_OI.dtype == jnp.bfloat16 and processor.multiplies_bf16()
-  dtype = jnp.bfloat16 if narrow else jnp.float32
-  product = functools.partial(jnp.einsum, 'TI,OI->TO', preferred_element_type=jnp.float32)
-  return product(x_TI.astype(dtype), w_OI.astype(dtype))
+def _rows_dot(x_TI: jax.Array, w: Packed) -> jax.Array:
+  rows = x_TI.shape[0]
+  if rows <= native.MOST_ROWS and native.available():
+    return native.multiply(x_TI.astype(jnp.float32), w.values, w.scale)
+  w_OI = w.values if w.scale is None else unpack(w)
+  x_TI, w_OI = (x.astype(w.product_dtype(rows)) for x in (x_TI, w_OI))
+  return jnp.einsum('TI,OI->TO', x_TI, w_OI, preferred_element_type=jnp.float32)
 
 
 def unpack(w: Packed) -> jax.Array:

@@ -30,15 +30,15 @@ EACH = {**MODELS, 'varied': VARIED}
 each_model = pytest.mark.parametrize('model', EACH.values(), ids=EACH)
 
 
-def decoded(model, params, lengths=(3, 9)):
-  """Logits f32 [steps, B, V] of fixed tokens, one at a time after ragged prompts."""
+def decoded(model, params, lengths=(3, 9), width=12):
+  """Logits f32 [steps, B, V] of fixed tokens, one at a time after ragged prompts padded to `width`."""
   tokens = np.random.default_rng(5).integers(0, 20, (4, len(lengths))).astype(np.int32)
   lengths_B = np.array(lengths, np.int32)
-  prompts = np.random.default_rng(6).integers(0, 20, (len(lengths), 12)).astype(np.int32)
+  prompts = np.random.default_rng(6).integers(0, 20, (len(lengths), width)).astype(np.int32)
 
   @jax.jit
   def run(params):
-    logits, cache = engine.prefill(model, params, prompts, lengths_B, 20)
+    logits, cache = engine.prefill(model, params, prompts, lengths_B, width + 8)
     all_logits = [logits]
     for i, token_B in enumerate(tokens):
       logits, cache = engine.decode(model, params, token_B, lengths_B + i, cache)
@@ -67,6 +67,14 @@ def test_a_prepared_model_in_bf16_is_one_in_f32_with_rounded_matrices():
   np.testing.assert_array_equal(query, rounded.transpose(1, 2, 0))
   assert_close(decoded(model, narrow), decoded(model, wide))
   assert_close(decoded(model, narrow), decoded(VARIED, params), 0.03)
+
+
+@pytest.mark.parametrize(('dtype', 'tolerance'), [('float32', 2e-5), ('bfloat16', 0.03)])
+def test_long_prompts_too_are_read_alike(dtype, tolerance):
+  params, model = random_params(VARIED), dataclasses.replace(VARIED, dtype=dtype)
+  long = {'lengths': (40, 290), 'width': 300}  # whole blocks of queries, and a part of one
+  found, expected = decoded(*prepare(model, params), **long), decoded(VARIED, params, **long)
+  assert_close(found, expected, tolerance)
 
 
 def test_prepared_models_draw_the_same_tokens():
