@@ -26,7 +26,7 @@ from lmjax.data.tokenizer import WORDS, Tokenizer, TokenizerConfig, train
 
 # The tokenizer is trained on this much at most: the first posts of each source, which are a random
 # sample of it. Merges that a larger sample would add are too rare to matter.
-SAMPLE_BYTES = 256 << 20
+SAMPLE_BYTES = 96 << 20
 
 Progress = Callable[[str, int, int], None]
 """Called now and then with (what is being done, items done, items in all or 0 if unknown)."""

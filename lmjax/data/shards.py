@@ -37,7 +37,7 @@ from lmjax.data import files
 from lmjax.data.split import PARTS, Part
 from lmjax.data.tokenizer import Tokenizer
 
-SCHEMA = 1  # raise it when the same posts and settings come to give other files
+SCHEMA = 2  # raise it when the same posts and settings come to give other files
 SHARD_BYTES = 128 << 20
 # Sixteen posts a group cost 4 bytes a post where one a group costs 53, and are read faster: several
 # groups lie in one page of the file anyway (measured on a million posts of 64 bytes).
