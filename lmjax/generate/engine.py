@@ -86,20 +86,16 @@ def _whole_buckets(tokens: int) -> int:
 
 def prefill(model: Decoder, params: Params, tokens_BL, lengths_B, slots: int):
   """Logits f32 [B, V] after each prompt's last token, and the filled cache, of `slots` that hold the longest."""
-  model.check_tokens(slots)
   B, L = tokens_BL.shape
   real_BL = jnp.arange(L)[None] < lengths_B[:, None]
   segments_BL = real_BL.astype(jnp.int32)
   positions_BL = jnp.where(real_BL, jnp.arange(L)[None], 0)  # past the learnt ones there are none
-  output = model.apply(params, tokens_BL, segments_BL, positions_BL, model.init_cache(B, 0))
+  cache = model.init_cache(B, slots)
+  empty = jax.tree.map(lambda x: x[..., :0, :, :], cache)
+  output = model.apply(params, tokens_BL, segments_BL, positions_BL, empty)
   last_B1D = jnp.take_along_axis(output.hidden_BLD, (lengths_B - 1)[:, None, None], axis=1)
-
-  def fit(x):  # [..., L, G, K], to `slots` in place of L
-    room = [(0, 0, 0)] * (x.ndim - 3) + [(0, slots - L, 0), (0, 0, 0), (0, 0, 0)]
-    return jax.lax.pad(x, jnp.zeros((), x.dtype), room)
-
-  cache = jax.tree.map(fit, output.cache)
-  return model.logits(params, last_B1D)[:, 0], cache
+  put = lambda x, new: x.at[..., :L, :, :].set(new[..., :slots, :, :])
+  return model.logits(params, last_B1D)[:, 0], jax.tree.map(put, cache, output.cache)
 
 
 def decode(model: Decoder, params: Params, token_B, position_B, cache):

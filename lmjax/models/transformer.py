@@ -264,9 +264,8 @@ class Decoder(Config):
       tokens_BL: i32 token ids.
       segments_BL: i32 post of each token in its row, 0 = padding.
       positions_BL: i32 place within the post; with a cache also the slot that is written.
-      cache: from `init_cache`; then every row is one post and sees its slots up to its position. Of a
-        cache without slots the tokens are all there is, attended to as packed rows are; the new one has
-        a slot for each of them.
+      cache: from `init_cache`; then every row is one post and sees its slots up to its position. Where it
+        has none yet, rows see themselves as packed ones do, and the new cache has a slot for each token.
     """
     x_BLD = _apply(Ends(self), params, tokens_BL, positions_BL, method='embed')
     x_BLD = constrain(x_BLD, 'batch', 'stream', None)
@@ -296,20 +295,16 @@ class Decoder(Config):
     name = 'embed' if self.head == 'tied' else 'head'
     return {name: params[name]}
 
-  def check_tokens(self, tokens: int) -> None:
-    """UserError where a post of so many has no positions."""
-    if self.positions is not None and tokens > self.positions:
-      raise UserError(
-        f'{tokens} tokens of a post are more than the model.positions={self.positions} that were '
-        'learnt: give it a shorter prompt, or ask for fewer tokens'
-      )
-
   def init_cache(self, batch: int, slots: int, int8: bool = False) -> Cache:
     """Empty keys and values of every layer for `batch` posts of up to `slots` tokens.
 
     `int8`: they are rounded, with an f32 scale for each token and head.
     """
-    self.check_tokens(slots)
+    if self.positions is not None and slots > self.positions:
+      raise UserError(
+        f'{slots} tokens of a post are more than the model.positions={self.positions} that were '
+        'learnt: give it a shorter prompt, or ask for fewer tokens'
+      )
     shape = (batch, slots, self.kv_heads, self.head_dim)
     kept: dict[str, Any] = dict.fromkeys(('k', 'v'), (shape, 'int8' if int8 else self.dtype))
     if int8:
