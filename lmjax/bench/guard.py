@@ -1,11 +1,11 @@
 """`bench_guard`: has anything that lmjax does become slower, or larger, than it was?
 
 Each kind of work is measured beside a reference computation in the same process, one after the other,
-so that the ratio of the two depends little on the machine and on how busy it is: seconds are never
-compared. The reference is a product of matrices that fit the cache; beside a plain read of memory, which
-others on a shared machine slow down, ratios were up to twice apart. What the compiler says (instructions, memory) needs no clock at all. The figures to hold
-stand in guard.json, for each kind of processor; `--update` writes those of this machine. Exit code 1 if
-anything is worse.
+and their ratio depends less on how busy the machine is than seconds, which are never compared. The
+reference is a product of matrices that fit the cache; beside a plain read of memory, which others on a
+shared machine slow down, ratios were up to twice apart. What the compiler says (instructions, memory)
+needs no clock at all. The figures to hold stand in guard.json, for each kind of processor; `--update`
+writes those of this machine. Exit code 1 if anything is worse.
 """
 
 import json
@@ -48,7 +48,7 @@ class BenchGuard(Task):
 
   def run(self, workdir: Path) -> Report:
     del workdir
-    kind = f'{processor.name()} {processor.kind()}'
+    kind = f'{processor.name()} {processor.kind()}, {processor.cores()} cores'
     ratios, sizes = measure(self.rounds)
     held = json.loads(_HELD.read_text(encoding='utf-8'))
     if self.update:

@@ -3,6 +3,7 @@
 Knows nothing about text: token ids in, token ids out. B batch, L prompt length, M cache slots.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -16,6 +17,9 @@ from lmjax.models.transformer import Decoder
 
 # Prompts, and what may follow them, are padded to a multiple of it, so that few lengths compile.
 _BUCKET = 32
+# Of a prompt, queries at a time against the keys up to theirs: few enough that little of the scores is
+# masked, and blocks so few that they compile fast.
+_QUERIES, _BLOCKS = 128, 8
 
 
 def generate(
@@ -85,14 +89,20 @@ def _whole_buckets(tokens: int) -> int:
 
 
 def prefill(model: Decoder, params: Params, tokens_BL, lengths_B, slots: int):
-  """Logits f32 [B, V] after each prompt's last token, and the filled cache, of `slots` that hold the longest."""
+  """Logits f32 [B, V] after each prompt's last token, and the cache with the prompts in it.
+
+  `slots`: of the cache, enough for the longest prompt; padding beyond them is dropped.
+  """
   B, L = tokens_BL.shape
   real_BL = jnp.arange(L)[None] < lengths_B[:, None]
   segments_BL = real_BL.astype(jnp.int32)
-  positions_BL = jnp.where(real_BL, jnp.arange(L)[None], 0)  # past the learnt ones there are none
+  # Padding past the learnt positions would be NaN, which no mask keeps from the rest.
+  positions_BL = jnp.where(real_BL, jnp.arange(L)[None], 0)
   cache = model.init_cache(B, slots)
   empty = jax.tree.map(lambda x: x[..., :0, :, :], cache)
-  output = model.apply(params, tokens_BL, segments_BL, positions_BL, empty)
+  block = max(_QUERIES, -(-L // _BLOCKS))
+  reader = dataclasses.replace(model, attention='blocked', attention_block=block)
+  output = reader.apply(params, tokens_BL, segments_BL, positions_BL, empty)
   last_B1D = jnp.take_along_axis(output.hidden_BLD, (lengths_B - 1)[:, None, None], axis=1)
   put = lambda x, new: x.at[..., :L, :, :].set(new[..., :slots, :, :])
   return model.logits(params, last_B1D)[:, 0], jax.tree.map(put, cache, output.cache)

@@ -27,15 +27,13 @@ _INPUTS = {
   ('embed', 'vocab'): 1,
 }
 
-_QUERIES = 128  # of a prompt at a time, against the keys up to theirs: less of the scores is masked
-
 
 def prepare(model: Decoder, params: Params) -> tuple[Decoder, Params]:
   """What `generate` decodes fastest with; the same numbers but for the order of sums.
 
-  A model in bf16 keeps its matrices in bf16, and computes in f32 beside them; products of many rows,
-  those of attention too, round both sides. Prepared ones, and those on GPUs or several devices, come
-  back as they are.
+  A model in bf16 keeps its matrices in bf16, and computes in f32 beside them; where the CPU multiplies
+  bf16, products of many rows, those of attention too, round both sides as the model itself would.
+  Prepared ones, and those on GPUs or several devices, come back as they are.
   """
   if is_prepared(params) or not _on_one_cpu(params):
     return model, params
@@ -49,9 +47,7 @@ def prepare(model: Decoder, params: Params) -> tuple[Decoder, Params]:
   )
   if model.head == 'tied':
     params = params | {'head': Packed(_rounded(params['embed'], narrow, dtype))}
-  settings: dict[str, Any] = {'head': 'untied', 'dtype': 'float32', 'matmul': None}
-  settings |= {'attention': 'blocked', 'attention_block': _QUERIES}
-  return dataclasses.replace(listed, **settings), params
+  return dataclasses.replace(listed, head='untied', dtype='float32', matmul=None), params
 
 
 def is_prepared(params: Params) -> bool:

@@ -81,6 +81,7 @@ class Attention(nn.Module):
         block=c.attention_block,
         **same,
       )
+      assert cache is None or 'k_scale' not in cache, 'an empty cache is not in int8'
       return y, cache and {'k': k_BLGK, 'v': v_BLGK}
     if 'k_scale' in cache:
       q_BLHK, k_BLGK = spread(q_BLHK), spread(k_BLGK)
