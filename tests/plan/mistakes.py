@@ -137,7 +137,7 @@ MISTAKES = {
     dense(Mesh(fsdp=8)), planted.undonated, tensor='state', fix='donate_argnums'
   ),
   'everything of every layer is kept': Mistake(
-    dense(Mesh(fsdp=8), **{'model.remat': 'none'}),
+    dense(Mesh(fsdp=8), batch=128, **{'model.remat': 'none'}),
     nullcontext,
     tensor='every layer',
     fix='--model.remat=full',
