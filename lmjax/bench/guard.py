@@ -4,8 +4,8 @@ Each kind of work is measured beside a reference computation in the same process
 and their ratio depends less on how busy the machine is than seconds, which are never compared. The
 reference is a product of matrices that fit the cache; beside a plain read of memory, which others on a
 shared machine slow down, ratios were up to twice apart. What the compiler says (instructions, memory)
-needs no clock at all. The figures to hold stand in guard.json, for each kind of processor; `--update`
-writes those of this machine. Exit code 1 if anything is worse.
+needs no clock at all. The figures to hold stand in guard.json, for each kind of processor and number of
+cores; `--update` writes those of this machine. Exit code 1 if anything is worse.
 """
 
 import json

@@ -264,8 +264,8 @@ class Decoder(Config):
       tokens_BL: i32 token ids.
       segments_BL: i32 post of each token in its row, 0 = padding.
       positions_BL: i32 place within the post; with a cache also the slot that is written.
-      cache: from `init_cache`; then every row is one post and sees its slots up to its position. Where it
-        has none yet, rows see themselves as packed ones do, and the new cache has a slot for each token.
+      cache: from `init_cache`; then every row is one post and sees its slots up to its position. One of
+        no slots (not in int8) is for prompts: they are seen as packed rows are, and get a slot a token.
     """
     x_BLD = _apply(Ends(self), params, tokens_BL, positions_BL, method='embed')
     x_BLD = constrain(x_BLD, 'batch', 'stream', None)
